@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+
+# nothing below needs the Hub: refuse it, so that a forgotten download shows
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quality style clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## */@/' | awk -F@ '{printf "  make %-9s %s\n", $$1, $$2}'
+
+demo: $(INSTALLED)  ## train a miniature LLaDA on the CPU and watch it answer (two minutes)
+	$(BIN)/llada demo
+
+test: $(INSTALLED)  ## run all tests (ARGS="tests/test_package.py -x" for some)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+quality: $(INSTALLED)  ## lint, formatting, and the types of the wheel as it installs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed
+	$(BIN)/python tests/installed_wheel.py build/typed
+	cd build/typed && $(BIN)/mypy --config-file ../../pyproject.toml --python-executable bin/python -p llada
+
+style: $(INSTALLED)  ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info
+
+# torch goes first and pinned: the resolver must never go looking for another build of it
+$(INSTALLED): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "llada needs Python 3.11 or newer (as transformers does); name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[demo,dev]"
+	@touch $@
