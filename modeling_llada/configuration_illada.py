@@ -1,0 +1,124 @@
+"""Configuration of iLLaDA-8B (arXiv 2606.25331)."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_base import MaskedDiffusionConfig
+
+
+@strict
+class ILLaDAConfig(MaskedDiffusionConfig):
+    r"""
+    Configuration of an [`ILLaDAModel`]: Llama's key names, grouped-query attention, a tied head. The defaults are those
+    of iLLaDA-8B as far as they are known; `config.json` decides.
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 155136):
+            Rows of the token embedding and of the head.
+        hidden_size (`int`, *optional*, defaults to 4096):
+            Width of the residual stream.
+        intermediate_size (`int`, *optional*, defaults to 14336):
+            Width of the feed-forward layers.
+        num_hidden_layers (`int`, *optional*, defaults to 32):
+            Number of layers.
+        num_attention_heads (`int`, *optional*, defaults to 32):
+            Number of query heads.
+        num_key_value_heads (`int`, *optional*):
+            Number of key and value heads, `num_attention_heads` if not given (8 in iLLaDA-8B).
+        head_dim (`int`, *optional*):
+            Width of one head, `hidden_size // num_attention_heads` if not given.
+        hidden_act (`str`, *optional*, defaults to `"silu"`):
+            Activation of the gate.
+        max_position_embeddings (`int`, *optional*, defaults to 8192):
+            Longest sequence, in tokens.
+        rope_theta (`float`, *optional*, defaults to 500000.0):
+            Base of the rotary embedding.
+        rope_scaling (`dict`, *optional*):
+            Rope scaling. Null in the release.
+        rms_norm_eps (`float`, *optional*, defaults to 1e-06):
+            Added to the mean square in every RMSNorm.
+        layer_norm_eps (`float`, *optional*):
+            Null in the release, which means RMSNorm. LayerNorm is not implemented.
+        attention_bias, mlp_bias (`bool`, *optional*, defaults to `False`):
+            Whether the attention projections and the feed-forward layers have biases.
+        attention_dropout, resid_pdrop (`float`, *optional*, defaults to 0.0):
+            Dropout on attention probabilities, and on what each sub-layer adds to the residual stream.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of freshly initialised weights.
+        tie_word_embeddings (`bool`, *optional*, defaults to `True`):
+            Whether the head shares the embedding matrix.
+        mask_token_id (`int`, *optional*, defaults to 5):
+            Id of `<[MASK]>`. The published file does not store it.
+        bos_token_id, pad_token_id, eos_token_id (`int`, *optional*, defaults to 0, 1 and 2):
+            Ids of the start, padding and end-of-text tokens.
+
+    Raises:
+        ValueError: If `layer_norm_eps` is set, or the heads cannot be grouped.
+    """
+
+    model_type = "illada"
+    attribute_map = {"residual_dropout": "resid_pdrop"}
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 155136
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 8192
+    rope_theta: int | float = 500000.0
+    rms_norm_eps: float = 1e-6
+    layer_norm_eps: float | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: int | float = 0.0
+    resid_pdrop: int | float = 0.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    mask_token_id: int | None = 5
+    bos_token_id: int | None = 0
+    pad_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    use_cache: bool = False
+
+    def derive_fields(self) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+
+    @property
+    def embedding_dropout(self) -> float:
+        """`float`: Always 0, the published architecture has no dropout on embeddings."""
+        return 0.0
+
+    @property
+    def rope_full_precision(self) -> bool:
+        """`bool`: Always `False`, the published model rotates in the activation dtype."""
+        return False
+
+    def validate_architecture(self) -> None:
+        """Refuses LayerNorm, which no release uses, and heads that cannot be grouped."""
+        if self.layer_norm_eps is not None:
+            raise ValueError(
+                f"`layer_norm_eps={self.layer_norm_eps}` asks for LayerNorm, which no iLLaDA release uses; leave it "
+                "null and set `rms_norm_eps`."
+            )
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"`num_attention_heads={self.num_attention_heads}` is not a multiple of "
+                f"`num_key_value_heads={self.num_key_value_heads}`."
+            )
+
+
+__all__ = ["ILLaDAConfig"]
