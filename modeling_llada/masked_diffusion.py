@@ -1,0 +1,487 @@
+"""
+The forward process of masked diffusion and its likelihood bound, in plain torch (arXiv 2502.09992, §2 and appendix A).
+
+A mask ratio `p` is drawn for every sequence, every token that may be masked is replaced by the mask token with
+probability `p`, and the cross entropy of the masked tokens, weighted by `1 / p`, bounds the negative log-likelihood:
+
+    -log p(x) <= E_p [ 1/p * sum over masked i of CE_i ]                               (1)
+              =  E_k [ L/k * sum over masked i of CE_i ],  k uniform on 1 ... L          (2)
+
+In (1) tokens are masked independently, in (2) exactly `k` of the `L` tokens are; the second has less variance. A ratio
+that is not uniform, with density `f(p)`, gives the same expectation with the weight `1 / (p * f(p))`.
+
+Trainers, likelihood evaluation and preference optimisation share what is here. Nothing draws from torch's global
+generator: noise comes from a generator that is a pure function of its key, so that a resumed run sees the noise of an
+uninterrupted one.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+def noise_generator(*key: int | str | bytes) -> torch.Generator:
+    """
+    A CPU generator as a pure function of its key.
+
+    Args:
+        key (`int`, `str` or `bytes`):
+            What the noise depends on, e.g. `(seed, "train", step, micro_step, rank)`. Keys that differ in one part
+            give unrelated noise.
+
+    Returns:
+        `torch.Generator` on the CPU, whatever the device of the model: the same key gives the same noise everywhere.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def content_keys(input_ids: torch.Tensor, visible: torch.Tensor | None = None) -> list[bytes]:
+    """
+    One key per row that depends on the tokens of the row and on nothing else: neither on padding, nor on the batch,
+    nor on the process that holds the row.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, length)`):
+            Token ids.
+        visible (`torch.Tensor` of shape `(batch, length)`, *optional*):
+            The attention mask, 0 for padding.
+    """
+    rows = input_ids.cpu().numpy()
+    kept = None if visible is None else visible.cpu().bool().numpy()
+    return [
+        hashlib.blake2b((row if kept is None else row[kept[i]]).tobytes(), digest_size=16).digest()
+        for i, row in enumerate(rows)
+    ]
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """
+    The distribution of the mask ratio, as the image `p = ratio(t)` of a uniform `t` in `[0, 1]`.
+
+    Args:
+        ratio (`Callable`): Mask ratio `p` at time `t`, increasing from 0 to 1.
+        time (`Callable`): Its inverse, which is the distribution function of `p`.
+        density (`Callable`): Density `f(p)`, the derivative of `time`.
+    """
+
+    ratio: Callable[[torch.Tensor], torch.Tensor]
+    time: Callable[[torch.Tensor], torch.Tensor]
+    density: Callable[[torch.Tensor], torch.Tensor]
+
+
+MASK_SCHEDULES = {
+    "linear": MaskSchedule(ratio=lambda t: t, time=lambda p: p, density=torch.ones_like),
+    "cosine": MaskSchedule(
+        ratio=lambda t: torch.cos(math.pi / 2 * (1 - t)),
+        time=lambda p: 1 - 2 / math.pi * torch.arccos(p.clamp(0, 1)),
+        density=lambda p: 2 / math.pi / (1 - p * p).clamp(min=0).sqrt(),
+    ),
+}
+
+
+def sample_times(
+    num_rows: int,
+    sampling: Literal["iid", "stratified", "low_discrepancy"],
+    generator: torch.Generator,
+    shared_generator: torch.Generator | None = None,
+    offset: int = 0,
+    total: int | None = None,
+) -> torch.Tensor:
+    """
+    Draws one uniform time in `[0, 1)` per row.
+
+    The rows may be a part of a batch that is spread over micro-batches and processes. The parts then share the strata:
+    every row still has a uniform time, and together they cover `[0, 1)` evenly.
+
+    Args:
+        num_rows (`int`):
+            Rows of this part.
+        sampling (`"iid"`, `"stratified"` or `"low_discrepancy"`):
+            Independent draws; one draw in each of `total` equal intervals, dealt out at random; or a regular grid with
+            one common random offset.
+        generator (`torch.Generator`):
+            Noise of this part.
+        shared_generator (`torch.Generator`, *optional*, defaults to `generator`):
+            Noise that all parts of the batch have in common, in the same state for each.
+        offset (`int`, *optional*, defaults to 0):
+            Rows of the batch before this part.
+        total (`int`, *optional*, defaults to `num_rows`):
+            Rows of the whole batch.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_rows,)`.
+
+    Raises:
+        ValueError: If `sampling` is unknown.
+    """
+    total = num_rows if total is None else total
+    shared_generator = generator if shared_generator is None else shared_generator
+    rows = (torch.arange(num_rows) + offset) % max(total, 1)
+    if sampling == "iid":
+        times = torch.rand(num_rows, generator=generator)
+    elif sampling == "stratified":
+        # without the permutation, the first row of an unshuffled batch would always be the least masked one
+        strata = torch.randperm(total, generator=shared_generator)[rows]
+        times = (strata + torch.rand(num_rows, generator=generator)) / total
+    elif sampling == "low_discrepancy":
+        times = (rows / total + torch.rand(1, generator=shared_generator)) % 1
+    else:
+        raise ValueError(f"`sampling={sampling!r}` is unknown; write 'iid', 'stratified' or 'low_discrepancy'.")
+    # the division can round up to 1
+    return times.clamp(max=1 - 2**-24)
+
+
+def mask_independently(maskable: torch.Tensor, ratio: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """
+    Masks every maskable token with the probability of its row. All arguments and the result are of shape
+    `(batch, length)`, except `ratio`, `(batch,)`; `noise` is uniform on `[0, 1)`.
+    """
+    return (noise < ratio[:, None]) & maskable
+
+
+def mask_exactly(maskable: torch.Tensor, counts: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """
+    Masks the `counts` maskable tokens of each row that have the smallest noise: a uniform choice of that many.
+    Shapes as in [`mask_independently`]. No count may exceed the number of maskable tokens of its row.
+    """
+    order = noise.masked_fill(~maskable, math.inf).argsort(dim=1)
+    return order.argsort(dim=1) < counts[:, None]
+
+
+@dataclass
+class MaskedBatch:
+    """
+    What the forward process made of a batch.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, length)`): Tokens, with the mask token where masked.
+        masked (`torch.BoolTensor` of shape `(batch, length)`): Which tokens are masked.
+        weight (`torch.FloatTensor` of shape `(batch,)`): Weight of the cross entropy of the masked tokens of each row.
+        ratio (`torch.FloatTensor` of shape `(batch,)`): Mask probability, or the exact share that is masked.
+    """
+
+    input_ids: torch.Tensor
+    masked: torch.Tensor
+    weight: torch.Tensor
+    ratio: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ForwardProcess:
+    """
+    The forward process with its settings. The defaults are those of LLaDA (arXiv 2502.09992, algorithms 1 and 2).
+
+    Args:
+        mask_token_id (`int`):
+            Id of the mask token.
+        mask_sampling (`"bernoulli"` or `"exact"`, *optional*, defaults to `"bernoulli"`):
+            Whether tokens are masked independently (1) or a drawn number of them is (2). With `"exact"` at least one
+            token is masked.
+        ratio_sampling (`"iid"`, `"stratified"` or `"low_discrepancy"`, *optional*, defaults to `"iid"`):
+            How the mask ratios of a batch are drawn, see [`sample_times`].
+        schedule (`"linear"`, `"cosine"` or [`MaskSchedule`], *optional*, defaults to `"linear"`):
+            Distribution of the mask ratio.
+        min_ratio, max_ratio (`float`, *optional*, default to 0 and 1):
+            Band that the mask ratio is limited to. A narrower band trains a part of the bound.
+        eps (`float`, *optional*, defaults to 1e-3):
+            Smallest mask probability: `p = (1 - eps) * t + eps`. Has no effect with `mask_sampling="exact"`.
+        complementary (`bool`, *optional*, defaults to `False`):
+            Whether to return every row twice, the second time with the other maskable tokens masked, so that each is
+            predicted once. The two weighted losses of a row are to be averaged.
+        weighting (`"elbo"` or `"uniform"`, *optional*, defaults to `"elbo"`):
+            Whether the weight makes the loss the likelihood bound, or is 1.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range.
+    """
+
+    mask_token_id: int
+    mask_sampling: Literal["bernoulli", "exact"] = "bernoulli"
+    ratio_sampling: Literal["iid", "stratified", "low_discrepancy"] = "iid"
+    schedule: Literal["linear", "cosine"] | MaskSchedule = "linear"
+    min_ratio: float = 0.0
+    max_ratio: float = 1.0
+    eps: float = 1e-3
+    complementary: bool = False
+    weighting: Literal["elbo", "uniform"] = "elbo"
+
+    def __post_init__(self):
+        choices = {
+            "mask_sampling": ("bernoulli", "exact"),
+            "ratio_sampling": ("iid", "stratified", "low_discrepancy"),
+            "weighting": ("elbo", "uniform"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}={getattr(self, name)!r}` is unknown; write one of {allowed}.")
+        if not isinstance(self.schedule, MaskSchedule) and self.schedule not in MASK_SCHEDULES:
+            raise ValueError(f"`schedule={self.schedule!r}` is unknown; write one of {tuple(MASK_SCHEDULES)}.")
+        if not 0 <= self.min_ratio < self.max_ratio <= 1:
+            raise ValueError(
+                f"The mask ratio is limited to [{self.min_ratio}, {self.max_ratio}]; write "
+                "`0 <= min_ratio < max_ratio <= 1`."
+            )
+        if not 0 <= self.eps < 0.5:
+            raise ValueError(f"`eps={self.eps}` is no smallest mask probability; write `0 <= eps < 0.5`.")
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        maskable: torch.Tensor,
+        generator: torch.Generator,
+        shared_generator: torch.Generator | None = None,
+        offset: int = 0,
+        total: int | None = None,
+    ) -> MaskedBatch:
+        """
+        Masks a batch.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`):
+                Clean tokens.
+            maskable (`torch.BoolTensor` of shape `(batch, length)`):
+                Which of them may be masked: the response, not the prompt and not the padding.
+            generator, shared_generator, offset, total (*optional*):
+                As in [`sample_times`].
+
+        Returns:
+            [`MaskedBatch`] of as many rows. With `complementary` of twice as many: the rows, their complements.
+        """
+        times = sample_times(input_ids.shape[0], self.ratio_sampling, generator, shared_generator, offset, total)
+        noise = torch.rand(input_ids.shape, generator=generator).to(input_ids.device)
+        schedule = self.schedule if isinstance(self.schedule, MaskSchedule) else MASK_SCHEDULES[self.schedule]
+        low, high = schedule.time(torch.tensor([self.min_ratio, self.max_ratio]))
+        ratio = schedule.ratio(low + (high - low) * times).to(input_ids.device)
+        if self.mask_sampling == "exact":
+            masked, weights, ratio = self._mask_exactly(maskable, ratio, noise, schedule)
+        else:
+            # the complement has the probability 1 - p, which must not vanish either
+            ratio = self.eps + (1 - self.eps * (1 + self.complementary)) * ratio
+            masked = mask_independently(maskable, ratio, noise)
+            ratio_density = schedule.density(ratio)
+            tiny = torch.finfo(ratio.dtype).tiny
+            weights = [1 / (share.clamp(min=tiny) * ratio_density) for share in (ratio, 1 - ratio)]
+
+        if self.complementary:
+            input_ids = torch.cat([input_ids, input_ids])
+            masked = torch.cat([masked, maskable & ~masked])
+            ratio = torch.cat([ratio, 1 - ratio])
+            weight = torch.cat(weights)
+        else:
+            weight = weights[0]
+        return MaskedBatch(
+            input_ids=input_ids.masked_fill(masked, self.mask_token_id),
+            masked=masked,
+            weight=torch.ones_like(weight) if self.weighting == "uniform" else weight,
+            ratio=ratio,
+        )
+
+    def _mask_exactly(
+        self, maskable: torch.Tensor, ratio: torch.Tensor, noise: torch.Tensor, schedule: MaskSchedule
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        lengths = maskable.sum(dim=1)
+        # a row and its complement share the counts 0 ... L; a row alone has at least one mask
+        bins = lengths + 1 if self.complementary else lengths.clamp(min=1)
+        cell = torch.minimum((ratio * bins).floor().long(), bins - 1)
+        counts = torch.minimum(cell if self.complementary else cell + 1, lengths)
+        # the difference of two distribution functions loses digits, which mps cannot spare
+        exact = cell.to(torch.float32 if cell.device.type == "mps" else torch.float64)
+        probability = (schedule.time((exact + 1) / bins) - schedule.time(exact / bins)).to(ratio.dtype)
+        weights = [1 / (count.clamp(min=1) * probability) for count in (counts, lengths - counts)]
+        return mask_exactly(maskable, counts, noise), weights, counts / lengths.clamp(min=1)
+
+
+def masked_cross_entropy(
+    model: Callable, input_ids: torch.Tensor, masked: torch.Tensor, targets: torch.Tensor, **model_inputs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cross entropy of the masked tokens. The model computes logits for no other token.
+
+    Args:
+        model (`Callable`):
+            Called as `model(input_ids=..., logits_to_keep=masked, **model_inputs)`; its `logits` are of shape
+            `(num_masked, vocab_size)`.
+        input_ids, masked (of shape `(batch, length)`):
+            As in [`MaskedBatch`].
+        targets (`torch.LongTensor` of shape `(batch, length)`):
+            The clean tokens, read only where `masked`.
+        model_inputs (*optional*):
+            Further inputs of the model, e.g. `attention_mask`.
+
+    Returns:
+        `tuple`: Cross entropy in float32 and whether the most likely token is the right one (`bool`), both of shape
+        `(batch, length)` and 0 where nothing is masked. The first is differentiable, also if nothing is masked at all.
+    """
+    logits = model(input_ids=input_ids, logits_to_keep=masked, **model_inputs).logits
+    labels = targets[masked]
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    correct = logits.detach().argmax(dim=-1) == labels
+    return (
+        loss.new_zeros(masked.shape).masked_scatter(masked, loss),
+        masked.new_zeros(masked.shape).masked_scatter(masked, correct),
+    )
+
+
+def reduce_loss(
+    row_losses: torch.Tensor,
+    lengths: torch.Tensor,
+    normalization: Literal["sequence", "token", "batch"],
+    num_items: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """
+    Reduces weighted losses to a scalar.
+
+    Args:
+        row_losses (`torch.FloatTensor` of shape `(batch,)`):
+            Weighted cross entropy, summed over the masked tokens of each row.
+        lengths (`torch.LongTensor` of shape `(batch,)`):
+            Number of maskable tokens of each row, masked or not.
+        normalization (`"sequence"`, `"token"` or `"batch"`):
+            Mean over rows of the loss per maskable token (LLaDA's fine-tuning); mean over all maskable tokens
+            (LLaDA's pre-training); mean over rows of the summed loss.
+        num_items (`torch.Tensor` or `int`, *optional*):
+            What to divide by instead of the rows, or the maskable tokens, of this batch: those of the whole
+            accumulated batch.
+
+    Returns:
+        `torch.FloatTensor`: A scalar, finite also for rows without a maskable token.
+
+    Raises:
+        ValueError: If `normalization` is unknown.
+    """
+    if normalization == "sequence":
+        row_losses = row_losses / lengths.clamp(min=1)
+    elif normalization not in ("token", "batch"):
+        raise ValueError(f"`normalization={normalization!r}` is unknown; write 'sequence', 'token' or 'batch'.")
+    if num_items is None:
+        num_items = lengths.sum() if normalization == "token" else len(row_losses)
+    return row_losses.sum() / torch.as_tensor(num_items, device=row_losses.device).clamp(min=1)
+
+
+def bound_masks(
+    maskable: torch.Tensor, num_draws: int, row_keys: Sequence[int | str | bytes], seed: int = 0
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    The masks of a Monte Carlo estimate of the bound (2). The counts of a row are stratified over its draws; its masks
+    depend on `seed`, its key and its number of maskable tokens, not on the batch or on padding.
+
+    Args:
+        maskable (`torch.BoolTensor` of shape `(batch, length)`):
+            Which tokens are scored.
+        num_draws (`int`):
+            Number of masks per row.
+        row_keys (`Sequence`):
+            One key per row, see [`content_keys`]. Models that are compared must be given the same ones.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the noise.
+
+    Yields:
+        `tuple`: `num_draws` times the masks (`bool`, of shape `(batch, length)`) and the weights `L/k` (of shape
+        `(batch,)`).
+
+    Raises:
+        ValueError: If there are no draws, or not as many keys as rows.
+    """
+    if num_draws < 1:
+        raise ValueError(f"`num_draws={num_draws}` gives no estimate; write at least 1.")
+    if len(row_keys) != len(maskable):
+        raise ValueError(f"There are {len(row_keys)} `row_keys` for {len(maskable)} rows; give one per row.")
+    lengths = maskable.sum(dim=1).cpu()
+    times = torch.zeros(num_draws, len(lengths))
+    noise = torch.zeros(num_draws, *maskable.shape)
+    on_cpu = maskable.cpu()
+    for row, (key, length) in enumerate(zip(row_keys, lengths.tolist(), strict=True)):
+        generator = noise_generator(seed, "bound", key)
+        times[:, row] = sample_times(num_draws, "stratified", generator)
+        noise[:, row, on_cpu[row]] = torch.rand(num_draws, length, generator=generator)
+    for draw in range(num_draws):
+        counts = torch.minimum((times[draw] * lengths).floor().long() + 1, lengths)
+        weight = lengths / counts.clamp(min=1)
+        yield (
+            mask_exactly(maskable, counts.to(maskable.device), noise[draw].to(maskable.device)),
+            weight.to(maskable.device),
+        )
+
+
+def enumerate_masks(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    All masks of a short sequence, for which the bound (2) is a finite sum: `-ELBO = sum over masks of weight * CE`.
+
+    Args:
+        length (`int`):
+            Number of maskable tokens.
+
+    Returns:
+        `tuple`: Masks (`bool`, of shape `(2 ** length - 1, length)`) and weights (float64, of shape
+        `(2 ** length - 1,)`).
+    """
+    numbers = torch.arange(1, 2**length)
+    masked = (numbers[:, None] >> torch.arange(length)) & 1 == 1
+    weights = [1 / (k * math.comb(length, k)) for k in masked.sum(dim=1).tolist()]
+    return masked, torch.tensor(weights, dtype=torch.float64)
+
+
+def likelihood_bound(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    input_ids: torch.Tensor,
+    maskable: torch.Tensor,
+    mask_token_id: int,
+    num_draws: int = 128,
+    row_keys: Sequence[int | str | bytes] | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """
+    Estimates the bound on the negative log-likelihood of the maskable tokens given the others, in nats.
+
+    The noise is fixed: two calls give the same number, and two models are compared under the same masks.
+
+    Args:
+        score (`Callable`):
+            Gives the cross entropy of the masked tokens, of shape `(batch, length)` and 0 elsewhere, from noisy ids
+            and mask: the first result of [`masked_cross_entropy`].
+        input_ids (`torch.LongTensor` of shape `(batch, length)`):
+            Clean tokens.
+        maskable (`torch.BoolTensor` of shape `(batch, length)`):
+            Which tokens are scored.
+        mask_token_id (`int`):
+            Id of the mask token.
+        num_draws (`int`, *optional*, defaults to 128):
+            Number of masks per row, and of forward passes. 128 as in the paper.
+        row_keys (`Sequence`, *optional*):
+            See [`bound_masks`], the content of the rows if not given.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the noise.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, length)`: What each token contributes. A row's sum is the estimate.
+    """
+    row_keys = content_keys(input_ids) if row_keys is None else row_keys
+    total = torch.zeros((), device=input_ids.device)
+    for masked, weight in bound_masks(maskable, num_draws, row_keys, seed):
+        total = total + weight[:, None] * score(input_ids.masked_fill(masked, mask_token_id), masked)
+    return total / num_draws
+
+
+__all__ = [
+    "MASK_SCHEDULES",
+    "ForwardProcess",
+    "MaskSchedule",
+    "MaskedBatch",
+    "bound_masks",
+    "content_keys",
+    "enumerate_masks",
+    "likelihood_bound",
+    "mask_exactly",
+    "mask_independently",
+    "masked_cross_entropy",
+    "noise_generator",
+    "reduce_loss",
+    "sample_times",
+]
