@@ -1,0 +1,73 @@
+"""
+Masked diffusion language models of the LLaDA family (arXiv 2502.09992) for transformers, TRL and PEFT.
+
+Importing the package registers its models with the Auto classes, so that
+`AutoModelForMaskedLM.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` gives a model with the methods `generate` and
+`infill`. The trainers are imported when they are first asked for: they need the `train` extra.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+# in a checkout the sub-packages are siblings of this folder, in an installation they are inside it
+if not (Path(__file__).parent / "modeling_llada").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
+
+from .generation.configuration_diffusion import DiffusionGenerationConfig
+from .modeling_llada.auto import register_with_transformers
+from .modeling_llada.configuration_illada import ILLaDAConfig
+from .modeling_llada.configuration_llada import LLaDAConfig
+from .modeling_llada.modeling_llada import ILLaDAForCausalLM, ILLaDAModel, LLaDAModel, LLaDAModelLM
+
+
+if TYPE_CHECKING:
+    from .trainers import (
+        DataCollatorForMaskedDiffusion,
+        LLaDAPreTrainer,
+        LLaDAPreTrainingConfig,
+        LLaDASFTConfig,
+        LLaDASFTTrainer,
+    )
+
+__all__ = [
+    "DataCollatorForMaskedDiffusion",
+    "DiffusionGenerationConfig",
+    "ILLaDAConfig",
+    "ILLaDAForCausalLM",
+    "ILLaDAModel",
+    "LLaDAConfig",
+    "LLaDAModel",
+    "LLaDAModelLM",
+    "LLaDAPreTrainer",
+    "LLaDAPreTrainingConfig",
+    "LLaDASFTConfig",
+    "LLaDASFTTrainer",
+]
+
+__version__ = "0.1.0"
+
+_TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
+_SUBPACKAGES = frozenset({"evaluation", "generation", "modeling_llada", "trainers"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f".{name}", __name__)
+    # everything else that is public was imported above
+    if name in __all__:
+        try:
+            return getattr(import_module(".trainers", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name in _TRAIN_EXTRA:
+                raise ImportError(f"llada.{name} needs {error.name}: pip install 'llada[train]'") from error
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+
+
+register_with_transformers()

@@ -1,0 +1,9 @@
+"""The command line as `python -m llada`."""
+
+import sys
+
+from .commands import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""What makes transformers know the models and checkpoints of this package."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from .checkpoint_layouts import register_checkpoint_layouts
+from .configuration_illada import ILLaDAConfig
+from .configuration_llada import LLaDAConfig
+from .modeling_llada import ILLaDAForCausalLM, LLaDAModelLM
+
+
+def register_with_transformers() -> None:
+    """
+    Register every config and model with `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForCausalLM`,
+    and the tensor names of published checkpoints.
+
+    All three model classes give the model with the head, as the `auto_map` of the published checkpoints does:
+    existing scripts read `AutoModel.from_pretrained(...)(input_ids).logits`. A registered class goes before the code
+    a checkpoint carries, with and without `trust_remote_code=True`.
+    """
+    register_checkpoint_layouts()
+    for config_class, model_class in ((LLaDAConfig, LLaDAModelLM), (ILLaDAConfig, ILLaDAForCausalLM)):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+            auto_class.register(config_class, model_class, exist_ok=True)
+
+
+__all__ = ["register_with_transformers"]
