@@ -1,0 +1,181 @@
+"""The README of a model on the Hub: what it is, and how to run it."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+_FAMILIES = {
+    "illada": ("iLLaDA", "https://arxiv.org/abs/2606.25331"),
+    "llada": ("LLaDA", "https://arxiv.org/abs/2502.09992"),
+}
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# how the card that transformers writes for any model begins
+_PLACEHOLDER = "# Model Card for Model ID"
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+{% if adapter -%}
+A PEFT adapter for a masked diffusion language model of the [{{ family }}]({{ paper }}) family
+{%- else -%}
+A masked diffusion language model of the [{{ family }}]({{ paper }}) family
+{%- endif -%}
+{%- if base_model %}, trained from [{{ base_model }}](https://huggingface.co/{{ base_model }}){% endif -%}
+{%- if dataset_name %} on {{ dataset_name }}{% endif %}.
+It does not write from left to right: it starts from masks and replaces them in any order, each choice seeing the text
+on both of its sides. So it can continue a prompt and fill in gaps in the middle of a text alike.
+
+{{ facts }}
+
+## How to run it
+
+```bash
+pip install "llada{% if adapter %}[train]{% endif %}"
+```
+
+```python
+import llada  # registers the model with transformers
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{ repo_id }}")
+model = AutoModelForMaskedLM.from_pretrained("{{ repo_id }}")
+
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+sequences = model.generate(**inputs, max_new_tokens=32, block_length=32, steps=32)
+print(tokenizer.decode(sequences[0], skip_special_tokens=True))
+```
+
+Fewer `steps` are faster, more are better. For a chat, make `inputs` with
+`tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)`.
+
+To fill in gaps, write mask tokens where text is missing:
+
+```python
+mask = tokenizer.decode([model.config.mask_token_id])
+inputs = tokenizer("The " + mask * 3 + " of France is Paris.", return_tensors="pt")
+print(tokenizer.decode(model.infill(**inputs)[0], skip_special_tokens=True))
+```
+{%- if training %}
+
+## How it was trained
+
+| | |
+|---|---|
+{%- for name, value in training.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{%- endif %}
+
+## Citation
+
+```bibtex
+@article{nie2025large,
+  title={Large Language Diffusion Models},
+  author={Nie, Shen and Zhu, Fengqi and You, Zebin and Zhang, Xiaolu and Ou, Jingyang and Hu, Jun and Zhou, Jun and
+          Lin, Yankai and Wen, Ji-Rong and Li, Chongxuan},
+  journal={arXiv preprint arXiv:2502.09992},
+  year={2025}
+}
+```
+"""
+
+
+def _is_repo_id(name: str | None) -> bool:
+    return bool(name) and _REPO_ID.fullmatch(name) is not None and not os.path.exists(name)
+
+
+def create_model_card(
+    model: Any,
+    repo_id: str,
+    *,
+    base_model: str | None = None,
+    dataset_name: str | None = None,
+    tags: Iterable[str] = (),
+    training: Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """
+    Writes the card of a model or of an adapter for one.
+
+    `model.push_to_hub` puts this card into a repository that has none. For an adapter, push the card first, PEFT keeps
+    what it finds: `create_model_card(peft_model, repo_id).push_to_hub(repo_id)`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        repo_id (`str`):
+            The repository or folder that the card's code loads from.
+        base_model (`str`, *optional*):
+            The model this one was trained from. Defaults to the repository `model` was loaded from, if it is one.
+        dataset_name (`str`, *optional*):
+            What it was trained on. Also goes into the metadata if it has the form of a repository id.
+        tags (`Iterable[str]`, *optional*):
+            Tags besides `llada`, `masked-diffusion` and those added with `model.add_model_tags`.
+        training (`Mapping[str, Any]`, *optional*):
+            Facts about the training by name, such as `{"learning rate": 2.5e-5}`, shown as a table.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]: The card, with `save(path)` and `push_to_hub(repo_id)`.
+    """
+    adapter = bool(getattr(model, "peft_config", None)) or getattr(model, "_hf_peft_config_loaded", False)
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    config = model.config
+    origin = config.name_or_path
+    if base_model is None and origin != repo_id and _is_repo_id(origin):
+        base_model = origin
+    facts = (
+        f"{config.num_hidden_layers} layers of width {config.hidden_size}, at most {config.max_position_embeddings} "
+        f"positions, mask token id {config.mask_token_id}."
+    )
+    if not adapter:
+        facts = f"{model.num_parameters():,} parameters, {facts}"
+    family, paper = _FAMILIES[config.model_type]
+    data = ModelCardData(
+        base_model=base_model if _is_repo_id(base_model) else None,
+        datasets=dataset_name if _is_repo_id(dataset_name) else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=sorted({"llada", "masked-diffusion", *(model.model_tags or ()), *tags}),
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        adapter=adapter,
+        base_model=data.base_model,
+        dataset_name=dataset_name,
+        facts=facts,
+        family=family,
+        model_name=Path(repo_id).name,
+        paper=paper,
+        repo_id=repo_id,
+        training=training,
+    )
+
+
+def replace_placeholder_card(folder: str | os.PathLike, model: Any, repo_id: str) -> None:
+    """
+    Replaces the card that transformers writes for any model, and leaves one that somebody wrote.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            A folder that is about to be pushed.
+        model ([`~transformers.PreTrainedModel`]):
+            The model in it.
+        repo_id (`str`):
+            Where it is pushed to.
+    """
+    path = Path(folder) / "README.md"
+    card = ModelCard.load(path)
+    if _PLACEHOLDER in card.text:
+        create_model_card(model, repo_id, tags=card.data.tags or ()).save(path)
+
+
+__all__ = ["create_model_card", "replace_placeholder_card"]
