@@ -34,7 +34,7 @@ CHAT_TEMPLATE = """\
 
 def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
     """
-    Build the tokenizer: ids 0 to 255 are the bytes, so that any text goes through and comes back, the rest are special.
+    Build the tokenizer: ids 0 to 255 are the bytes, so that any text goes in and comes back, the rest are special.
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: the tokenizer, with mask token 300, end-of-text and padding 299,
