@@ -186,16 +186,16 @@ class ForwardProcess:
             token is masked.
         ratio_sampling (`"iid"`, `"stratified"` or `"low_discrepancy"`, *optional*, defaults to `"iid"`):
             How the mask ratios of a batch are drawn, see [`sample_times`].
-        schedule (`"linear"`, `"cosine"` or [`MaskSchedule`], *optional*, defaults to `"linear"`):
+        mask_schedule (`"linear"`, `"cosine"` or [`MaskSchedule`], *optional*, defaults to `"linear"`):
             Distribution of the mask ratio.
-        min_ratio, max_ratio (`float`, *optional*, default to 0 and 1):
+        min_mask_ratio, max_mask_ratio (`float`, *optional*, default to 0 and 1):
             Band that the mask ratio is limited to. A narrower band trains a part of the bound.
-        eps (`float`, *optional*, defaults to 1e-3):
-            Smallest mask probability: `p = (1 - eps) * t + eps`. Has no effect with `mask_sampling="exact"`.
-        complementary (`bool`, *optional*, defaults to `False`):
+        mask_eps (`float`, *optional*, defaults to 1e-3):
+            Smallest mask probability: `p = (1 - mask_eps) * t + mask_eps`. Has no effect with `mask_sampling="exact"`.
+        complementary_masks (`bool`, *optional*, defaults to `False`):
             Whether to return every row twice, the second time with the other maskable tokens masked, so that each is
             predicted once. The two weighted losses of a row are to be averaged.
-        weighting (`"elbo"` or `"uniform"`, *optional*, defaults to `"elbo"`):
+        loss_weighting (`"elbo"` or `"uniform"`, *optional*, defaults to `"elbo"`):
             Whether the weight makes the loss the likelihood bound, or is 1.
 
     Raises:
@@ -205,31 +205,35 @@ class ForwardProcess:
     mask_token_id: int
     mask_sampling: Literal["bernoulli", "exact"] = "bernoulli"
     ratio_sampling: Literal["iid", "stratified", "low_discrepancy"] = "iid"
-    schedule: Literal["linear", "cosine"] | MaskSchedule = "linear"
-    min_ratio: float = 0.0
-    max_ratio: float = 1.0
-    eps: float = 1e-3
-    complementary: bool = False
-    weighting: Literal["elbo", "uniform"] = "elbo"
+    mask_schedule: Literal["linear", "cosine"] | MaskSchedule = "linear"
+    min_mask_ratio: float = 0.0
+    max_mask_ratio: float = 1.0
+    mask_eps: float = 1e-3
+    complementary_masks: bool = False
+    loss_weighting: Literal["elbo", "uniform"] = "elbo"
 
     def __post_init__(self):
         choices = {
             "mask_sampling": ("bernoulli", "exact"),
             "ratio_sampling": ("iid", "stratified", "low_discrepancy"),
-            "weighting": ("elbo", "uniform"),
+            "loss_weighting": ("elbo", "uniform"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}={getattr(self, name)!r}` is unknown; write one of {allowed}.")
-        if not isinstance(self.schedule, MaskSchedule) and self.schedule not in MASK_SCHEDULES:
-            raise ValueError(f"`schedule={self.schedule!r}` is unknown; write one of {tuple(MASK_SCHEDULES)}.")
-        if not 0 <= self.min_ratio < self.max_ratio <= 1:
+        if not isinstance(self.mask_schedule, MaskSchedule) and self.mask_schedule not in MASK_SCHEDULES:
             raise ValueError(
-                f"The mask ratio is limited to [{self.min_ratio}, {self.max_ratio}]; write "
-                "`0 <= min_ratio < max_ratio <= 1`."
+                f"`mask_schedule={self.mask_schedule!r}` is unknown; write one of {tuple(MASK_SCHEDULES)}."
             )
-        if not 0 <= self.eps < 0.5:
-            raise ValueError(f"`eps={self.eps}` is no smallest mask probability; write `0 <= eps < 0.5`.")
+        if not 0 <= self.min_mask_ratio < self.max_mask_ratio <= 1:
+            raise ValueError(
+                f"The mask ratio is limited to [{self.min_mask_ratio}, {self.max_mask_ratio}]; write "
+                "`0 <= min_mask_ratio < max_mask_ratio <= 1`."
+            )
+        if not 0 <= self.mask_eps < 0.5:
+            raise ValueError(
+                f"`mask_eps={self.mask_eps}` is no smallest mask probability; write `0 <= mask_eps < 0.5`."
+            )
 
     def __call__(
         self,
@@ -252,24 +256,26 @@ class ForwardProcess:
                 As in [`sample_times`].
 
         Returns:
-            [`MaskedBatch`] of as many rows. With `complementary` of twice as many: the rows, their complements.
+            [`MaskedBatch`] of as many rows. With `complementary_masks` of twice as many: the rows, their complements.
         """
         times = sample_times(input_ids.shape[0], self.ratio_sampling, generator, shared_generator, offset, total)
         noise = torch.rand(input_ids.shape, generator=generator).to(input_ids.device)
-        schedule = self.schedule if isinstance(self.schedule, MaskSchedule) else MASK_SCHEDULES[self.schedule]
-        low, high = schedule.time(torch.tensor([self.min_ratio, self.max_ratio]))
+        schedule = (
+            self.mask_schedule if isinstance(self.mask_schedule, MaskSchedule) else MASK_SCHEDULES[self.mask_schedule]
+        )
+        low, high = schedule.time(torch.tensor([self.min_mask_ratio, self.max_mask_ratio]))
         ratio = schedule.ratio(low + (high - low) * times).to(input_ids.device)
         if self.mask_sampling == "exact":
             masked, weights, ratio = self._mask_exactly(maskable, ratio, noise, schedule)
         else:
             # the complement has the probability 1 - p, which must not vanish either
-            ratio = self.eps + (1 - self.eps * (1 + self.complementary)) * ratio
+            ratio = self.mask_eps + (1 - self.mask_eps * (1 + self.complementary_masks)) * ratio
             masked = mask_independently(maskable, ratio, noise)
             ratio_density = schedule.density(ratio)
             tiny = torch.finfo(ratio.dtype).tiny
             weights = [1 / (share.clamp(min=tiny) * ratio_density) for share in (ratio, 1 - ratio)]
 
-        if self.complementary:
+        if self.complementary_masks:
             input_ids = torch.cat([input_ids, input_ids])
             masked = torch.cat([masked, maskable & ~masked])
             ratio = torch.cat([ratio, 1 - ratio])
@@ -279,7 +285,7 @@ class ForwardProcess:
         return MaskedBatch(
             input_ids=input_ids.masked_fill(masked, self.mask_token_id),
             masked=masked,
-            weight=torch.ones_like(weight) if self.weighting == "uniform" else weight,
+            weight=torch.ones_like(weight) if self.loss_weighting == "uniform" else weight,
             ratio=ratio,
         )
 
@@ -288,9 +294,9 @@ class ForwardProcess:
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         lengths = maskable.sum(dim=1)
         # a row and its complement share the counts 0 ... L; a row alone has at least one mask
-        bins = lengths + 1 if self.complementary else lengths.clamp(min=1)
+        bins = lengths + 1 if self.complementary_masks else lengths.clamp(min=1)
         cell = torch.minimum((ratio * bins).floor().long(), bins - 1)
-        counts = torch.minimum(cell if self.complementary else cell + 1, lengths)
+        counts = torch.minimum(cell if self.complementary_masks else cell + 1, lengths)
         # the difference of two distribution functions loses digits, which mps cannot spare
         exact = cell.to(torch.float32 if cell.device.type == "mps" else torch.float64)
         probability = (schedule.time((exact + 1) / bins) - schedule.time(exact / bins)).to(ratio.dtype)

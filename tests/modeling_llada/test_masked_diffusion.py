@@ -97,7 +97,7 @@ def _estimates(process, length, difficulty, rows=100_000):
     batch = process(input_ids, torch.ones_like(input_ids, dtype=torch.bool), noise_generator("closed form"))
     counts = batch.masked.sum(1)
     estimates = batch.weight * counts * difficulty(counts / length)
-    return estimates.view(2, rows).mean(0) if process.complementary else estimates
+    return estimates.view(2, rows).mean(0) if process.complementary_masks else estimates
 
 
 DIFFICULTIES = {"linear": lambda s: 0.5 + s, "convex": lambda s: 2 * s**3, "concave": lambda s: s**0.3}
@@ -110,7 +110,7 @@ DIFFICULTIES = {"linear": lambda s: 0.5 + s, "convex": lambda s: 2 * s**3, "conc
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_every_estimator_of_the_bound_is_unbiased(schedule, mask_sampling, complementary, difficulty, length):
     process = ForwardProcess(
-        MASK, mask_sampling=mask_sampling, schedule=schedule, complementary=complementary, eps=1e-6
+        MASK, mask_sampling=mask_sampling, mask_schedule=schedule, complementary_masks=complementary, mask_eps=1e-6
     )
     estimates = _estimates(process, length, difficulty)
     bound = sum(difficulty(torch.tensor(k / length)) for k in range(1, length + 1))
@@ -120,7 +120,7 @@ def test_every_estimator_of_the_bound_is_unbiased(schedule, mask_sampling, compl
 
 def test_a_schedule_of_the_user_is_unbiased():
     squared = MaskSchedule(ratio=lambda t: t**2, time=lambda p: p.sqrt(), density=lambda p: 0.5 / p.sqrt())
-    estimates = _estimates(ForwardProcess(MASK, schedule=squared, eps=1e-6), 12, DIFFICULTIES["linear"])
+    estimates = _estimates(ForwardProcess(MASK, mask_schedule=squared, mask_eps=1e-6), 12, DIFFICULTIES["linear"])
     assert abs(estimates.mean() - 12.5) < 5 * estimates.std() / len(estimates) ** 0.5
 
 
@@ -130,7 +130,7 @@ def test_exact_counts_lower_the_variance():
         for name, settings in {
             "bernoulli": {},
             "exact": {"mask_sampling": "exact"},
-            "exact pair": {"mask_sampling": "exact", "complementary": True},
+            "exact pair": {"mask_sampling": "exact", "complementary_masks": True},
         }.items()
     }
     assert spread["exact pair"] < 0.5 * spread["exact"] < 0.5 * spread["bernoulli"]
@@ -154,12 +154,12 @@ def _mask(rows=64, length=16, **settings):
 SETTINGS = {
     "default": {},
     "exact": {"mask_sampling": "exact"},
-    "complementary": {"complementary": True},
-    "exact complementary": {"mask_sampling": "exact", "complementary": True},
-    "cosine": {"schedule": "cosine"},
-    "exact cosine": {"mask_sampling": "exact", "schedule": "cosine", "complementary": True},
-    "no eps": {"eps": 0.0, "complementary": True},
-    "band": {"min_ratio": 0.3, "max_ratio": 0.8},
+    "complementary": {"complementary_masks": True},
+    "exact complementary": {"mask_sampling": "exact", "complementary_masks": True},
+    "cosine": {"mask_schedule": "cosine"},
+    "exact cosine": {"mask_sampling": "exact", "mask_schedule": "cosine", "complementary_masks": True},
+    "no eps": {"mask_eps": 0.0, "complementary_masks": True},
+    "band": {"min_mask_ratio": 0.3, "max_mask_ratio": 0.8},
 }
 
 
@@ -167,7 +167,7 @@ SETTINGS = {
 def test_only_maskable_tokens_are_masked_and_weights_are_finite(settings):
     # rows with 16 down to 0 maskable tokens
     input_ids, maskable, batch = _mask(**settings)
-    copies = 2 if settings.get("complementary") else 1
+    copies = 2 if settings.get("complementary_masks") else 1
     clean, allowed = input_ids.repeat(copies, 1), maskable.repeat(copies, 1)
     assert not (batch.masked & ~allowed).any() and batch.masked.any()
     assert torch.equal(batch.input_ids, torch.where(batch.masked, MASK, clean))
@@ -197,7 +197,7 @@ def test_every_exact_mask_is_equally_likely():
 
 
 def test_a_row_and_its_complement_mask_every_token_once():
-    _, maskable, batch = _mask(complementary=True)
+    _, maskable, batch = _mask(complementary_masks=True)
     first, second = batch.masked.chunk(2)
     assert torch.equal(first ^ second, maskable)
     torch.testing.assert_close(batch.ratio.chunk(2)[0] + batch.ratio.chunk(2)[1], torch.ones(64))
@@ -205,17 +205,17 @@ def test_a_row_and_its_complement_mask_every_token_once():
 
 def test_the_band_limits_the_ratio():
     for schedule in MASK_SCHEDULES:
-        _, _, batch = _mask(rows=1000, min_ratio=0.3, max_ratio=0.8, schedule=schedule, eps=0.0)
+        _, _, batch = _mask(rows=1000, min_mask_ratio=0.3, max_mask_ratio=0.8, mask_schedule=schedule, mask_eps=0.0)
         assert 0.3 <= batch.ratio.min() < 0.33 and 0.77 < batch.ratio.max() <= 0.8
 
 
 def test_the_smallest_probability_is_eps():
-    _, _, batch = _mask(rows=5000, eps=0.2)
+    _, _, batch = _mask(rows=5000, mask_eps=0.2)
     assert 0.2 <= batch.ratio.min() < 0.21 and 0.99 < batch.ratio.max() <= 1
 
 
 def test_uniform_weights_are_one():
-    assert torch.equal(_mask(weighting="uniform", complementary=True)[2].weight, torch.ones(128))
+    assert torch.equal(_mask(loss_weighting="uniform", complementary_masks=True)[2].weight, torch.ones(128))
 
 
 @pytest.mark.parametrize("sampling", ["stratified", "low_discrepancy"])
@@ -335,11 +335,11 @@ def test_reductions():
     [
         ({"mask_sampling": "gauss"}, "mask_sampling='gauss'"),
         ({"ratio_sampling": "antithetic"}, "ratio_sampling='antithetic'"),
-        ({"weighting": "sqrt"}, "weighting='sqrt'"),
-        ({"schedule": "sine"}, "schedule='sine'.*cosine"),
-        ({"min_ratio": 0.8, "max_ratio": 0.3}, r"limited to \[0.8, 0.3\]"),
-        ({"max_ratio": 1.5}, r"limited to \[0.0, 1.5\]"),
-        ({"eps": 0.5}, "eps=0.5"),
+        ({"loss_weighting": "sqrt"}, "loss_weighting='sqrt'"),
+        ({"mask_schedule": "sine"}, "mask_schedule='sine'.*cosine"),
+        ({"min_mask_ratio": 0.8, "max_mask_ratio": 0.3}, r"limited to \[0.8, 0.3\]"),
+        ({"max_mask_ratio": 1.5}, r"limited to \[0.0, 1.5\]"),
+        ({"mask_eps": 0.5}, "mask_eps=0.5"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
