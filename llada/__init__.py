@@ -49,7 +49,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
-_SUBPACKAGES = frozenset({"evaluation", "generation", "modeling_llada", "trainers"})
+_SUBPACKAGES = frozenset({"generation", "modeling_llada", "trainers"})
 
 
 def __getattr__(name: str) -> Any:
