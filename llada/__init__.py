@@ -23,13 +23,11 @@ from .modeling_llada.modeling_llada import ILLaDAForCausalLM, ILLaDAModel, LLaDA
 
 
 if TYPE_CHECKING:
-    from .trainers import (
-        DataCollatorForMaskedDiffusion,
-        LLaDAPreTrainer,
-        LLaDAPreTrainingConfig,
-        LLaDASFTConfig,
-        LLaDASFTTrainer,
-    )
+    from .trainers.data_collator import DataCollatorForMaskedDiffusion
+    from .trainers.pre_trainer import LLaDAPreTrainer
+    from .trainers.pretraining_config import LLaDAPreTrainingConfig
+    from .trainers.sft_config import LLaDASFTConfig
+    from .trainers.sft_trainer import LLaDASFTTrainer
 
 __all__ = [
     "DataCollatorForMaskedDiffusion",
@@ -48,6 +46,13 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_TRAINERS = {
+    "DataCollatorForMaskedDiffusion": ".trainers.data_collator",
+    "LLaDAPreTrainer": ".trainers.pre_trainer",
+    "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
+    "LLaDASFTConfig": ".trainers.sft_config",
+    "LLaDASFTTrainer": ".trainers.sft_trainer",
+}
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
 _SUBPACKAGES = frozenset({"generation", "modeling_llada", "trainers"})
 
@@ -55,10 +60,9 @@ _SUBPACKAGES = frozenset({"generation", "modeling_llada", "trainers"})
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f".{name}", __name__)
-    # everything else that is public was imported above
-    if name in __all__:
+    if name in _TRAINERS:
         try:
-            return getattr(import_module(".trainers", __name__), name)
+            return getattr(import_module(_TRAINERS[name], __name__), name)
         except ModuleNotFoundError as error:
             if error.name in _TRAIN_EXTRA:
                 raise ImportError(f"llada.{name} needs {error.name}: pip install 'llada[train]'") from error
