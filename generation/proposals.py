@@ -1,0 +1,135 @@
+"""A token for every position that may change, and how good it is: constraints, argmax or Gumbel noise, score."""
+
+import torch
+
+from .canvas import Canvas
+from .configuration_diffusion import DiffusionGenerationConfig
+from .positional import PositionalProcessors
+from .scores import confidence
+
+
+class Proposer:
+    """
+    Proposes tokens and scores them.
+
+    The mask token is never proposed, nor is an end of text where text that was given follows. `suppress_eos="logits"`
+    never proposes an end of text, `"confidence"` ranks it behind every other token.
+
+    Args:
+        config ([`DiffusionGenerationConfig`]):
+            The settings.
+        processors ([`PositionalProcessors`]):
+            Logits processors.
+        vocab_size (`int`):
+            Number of logits per position.
+    """
+
+    def __init__(self, config: DiffusionGenerationConfig, processors: PositionalProcessors, vocab_size: int):
+        self.config = config
+        self.processors = processors
+        self.vocab_size = vocab_size
+        endings = {*config.eos_token_ids, config.pad_token_id} - {None}
+        self.endings = sorted(endings)
+
+    def __call__(
+        self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+                Logits of the eligible positions, row by row.
+            canvas ([`Canvas`]):
+                The canvas they were computed from.
+            eligible (`torch.BoolTensor` of shape `(batch, length)`):
+                Where these positions are.
+
+        Returns:
+            `tuple` of the proposed tokens (`torch.LongTensor`), their scores and the probabilities the model gives
+            them (`torch.FloatTensor`), each of shape `(positions,)`. The surest proposal has the highest score.
+        """
+        logits = self.constrain(logits, canvas, eligible)
+        tokens = self.choose(logits, canvas, eligible)
+        return tokens, *self.score(logits, tokens, canvas, eligible)
+
+    def constrain(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+        """Rules out tokens."""
+        logits = logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
+        if self.config.suppress_eos == "logits":
+            logits.index_fill_(1, _index(self.config.eos_token_ids, logits), -torch.inf)
+        before_text = canvas.has_suffix[eligible].unsqueeze(1)
+        endings = _index(self.endings, logits)
+        logits[:, endings] = logits[:, endings].masked_fill(before_text, -torch.inf)
+        return self.processors.constrain(logits, canvas, eligible)
+
+    def choose(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+        """The likeliest tokens, or tokens drawn by the Gumbel-max trick."""
+        if not self.config.do_sample:
+            return logits.argmax(-1)
+        # in lower precision the noise has too short a tail, which cools the draw (arXiv 2409.02908)
+        warped = self.processors.warp(logits.double(), canvas)
+        return (warped - (-self.uniform_noise(canvas, eligible).log()).log()).argmax(-1)
+
+    def uniform_noise(self, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+        """Float64 noise in [0, 1), shape `(positions, vocab_size)`."""
+        shape = (int(eligible.sum()), self.vocab_size)
+        return torch.rand(shape, dtype=torch.float64, device=eligible.device)
+
+    def score(
+        self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, eligible: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores of tokens and their probabilities."""
+        probability = confidence(logits, tokens)
+        scores = probability
+        if self.config.remasking == "random":
+            scores = torch.rand(tokens.shape, device=tokens.device)
+        if self.config.suppress_eos == "confidence":
+            is_end = torch.isin(tokens, _index(self.config.eos_token_ids, tokens))
+            scores = torch.where(is_end, scores - 1.0, scores)
+        return scores, probability
+
+    def skip(self, canvas: Canvas) -> None:
+        """Called instead for a step that commits nothing and is not computed."""
+
+
+class ReferenceProposer(Proposer):
+    """
+    Proposes and scores as the authors' `generate.py` does, draw for draw.
+
+    Noise has the shape of the whole canvas, the mask token may be proposed, and the end of text is treated as
+    published (ML-GSAI/LLaDA issue 137): `suppress_eos="logits"` rules out the first of the `eos_token_id` only, and
+    `"confidence"` removes them from the probabilities, so that they count nothing; when sampling, the first is not
+    removed.
+    """
+
+    def constrain(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+        if self.config.suppress_eos == "logits":
+            logits = logits.index_fill(1, _index(self.config.eos_token_ids[:1], logits), -torch.inf)
+        return self.processors.constrain(logits, canvas, eligible)
+
+    def uniform_noise(self, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+        shape = (*canvas.tokens.shape, self.vocab_size)
+        return torch.rand(shape, dtype=torch.float64, device=eligible.device)[eligible]
+
+    def score(
+        self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, eligible: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.config.suppress_eos == "confidence":
+            removed = self.config.eos_token_ids[1 if self.config.do_sample else 0 :]
+            logits = logits.index_fill(1, _index(removed, logits), -torch.inf)
+        probability = confidence(logits, tokens)
+        if self.config.remasking == "random":
+            return torch.rand(canvas.tokens.shape, device=tokens.device)[eligible], probability
+        return probability, probability
+
+    def skip(self, canvas: Canvas) -> None:
+        if self.config.do_sample:
+            self.uniform_noise(canvas, torch.zeros_like(canvas.masked))
+        if self.config.remasking == "random":
+            torch.rand(canvas.tokens.shape, device=canvas.tokens.device)
+
+
+def _index(ids: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=like.device)
+
+
+__all__ = ["Proposer", "ReferenceProposer"]

@@ -1,0 +1,24 @@
+"""How sure the model is of each token it proposes. Higher is committed earlier."""
+
+import torch
+
+
+def confidence(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """
+    The probability of each proposed token, without temperature (low-confidence remasking, arXiv 2502.09992, Algorithm
+    5), from a log-sum-exp in float32: no table of probabilities is built.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+            Logits of the positions that may change.
+        tokens (`torch.LongTensor` of shape `(positions,)`):
+            The proposed tokens.
+
+    Returns:
+        `torch.FloatTensor` of shape `(positions,)`, float32.
+    """
+    logits = logits.float()
+    return (logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)).exp()
+
+
+__all__ = ["confidence"]
