@@ -1,0 +1,282 @@
+"""The settings of one call of `generate` or `infill`, saved with a checkpoint in `generation_config.json`."""
+
+import difflib
+from functools import cache
+from typing import Any
+
+from transformers import GenerationConfig
+
+
+REMASKING = ("low_confidence", "random")
+SUPPRESS_EOS = (None, "logits", "confidence")
+RNG_COMPAT = (None, "llada")
+
+# what `generate` runs with where neither the call nor the checkpoint says anything
+DEFAULTS = {
+    "max_new_tokens": 128,
+    "block_length": 32,
+    "do_sample": False,
+    "remasking": "low_confidence",
+    "cfg_scale": 0.0,
+    "eos_early_stop": True,
+}
+
+# setting one of a pair replaces the other, where that comes from a weaker source
+EXCLUSIVE = (("steps", "max_denoising_steps"), ("max_new_tokens", "max_length"), ("cfg_scale", "guidance_scale"))
+
+# names of other samplers -> what to write here
+_FOREIGN_NAMES = {
+    "block_size": "block_length",
+    "canvas_length": "block_length",
+    "confidence_eos_eot_inf": 'suppress_eos="confidence"',
+    "gen_length": "max_new_tokens",
+    "logits_eos_inf": 'suppress_eos="logits"',
+    "mask_id": "mask_token_id",
+    "num_inference_steps": "max_denoising_steps",
+}
+
+# settings of autoregressive decoding that have no meaning here -> why
+_REFUSED = {
+    "cache_implementation": "every step sees the whole canvas again, there is no cache to choose",
+    "encoder_no_repeat_ngram_size": "there is no encoder",
+    "forced_bos_token_id": "the prompt is given, not generated",
+    "output_attentions": "a step has attentions for every forward pass; call the model on a partly masked sequence",
+    "output_hidden_states": "call the model on a partly masked sequence instead",
+    "output_logits": "every step predicts every masked position; set `output_trace=True` for tokens and confidences",
+    "output_scores": "every step predicts every masked position; set `output_trace=True` for tokens and confidences",
+    "prompt_lookup_num_tokens": "speculative decoding drafts left to right, which a mask predictor does not do",
+    "token_healing": "tokens are not generated left to right; mask the last token of the prompt and call `infill`",
+    "use_mtp": "speculative decoding drafts left to right, which a mask predictor does not do",
+    "watermarking_config": "watermarks hash the token to the left, which may still be masked",
+}
+
+
+class DiffusionGenerationConfig(GenerationConfig):
+    r"""
+    Settings of [`LLaDAGenerationMixin.generate`] and [`LLaDAGenerationMixin.infill`]: a
+    [`~transformers.GenerationConfig`] with the fields of masked diffusion sampling (arXiv 2502.09992, Algorithms 4 and
+    5). A field left at `None` takes its value from the generation config of the model, or from the defaults below.
+
+    Args:
+        max_new_tokens (`int`, *optional*, defaults to 128):
+            Number of masks put after the prompt.
+        block_length (`int`, *optional*, defaults to 32):
+            Blocks of this many tokens are finished one after the other (semi-autoregressive remasking). A value of at
+            least `max_new_tokens` gives the pure diffusion of the paper, one block.
+        max_denoising_steps (`int`, *optional*):
+            Number of steps per block. One token per step if neither this nor `steps` is given.
+        steps (`int`, *optional*):
+            Number of steps in all, the paper's parameter, shared out over the blocks. The first blocks get one more
+            if it does not divide. Excludes `max_denoising_steps`.
+        remasking (`str`, *optional*, defaults to `"low_confidence"`):
+            Which predictions of a step are kept: those the model is surest of, or `"random"` ones.
+        do_sample (`bool`, *optional*, defaults to `False`):
+            Whether tokens are drawn, by the Gumbel-max trick in float64, or the likeliest ones are taken.
+        temperature (`float`, *optional*):
+            Temperature of the draw. Given without `do_sample`, a positive value means `do_sample=True`, and 0 means
+            `do_sample=False`, as in the authors' sampler. The confidence of a token is its probability before
+            temperature, top-k and top-p.
+        cfg_scale (`float`, *optional*, defaults to 0.0):
+            Strength w of unsupervised classifier-free guidance (Eq. 16): logits of the model, plus w times their
+            difference to those with the given text masked. Doubles the rows of a forward pass. `guidance_scale`, with
+            1 for off as elsewhere in transformers, is understood as w + 1.
+        suppress_eos (`str`, *optional*):
+            What is done against ending too early: `"logits"` never proposes an end-of-text token, `"confidence"`
+            proposes it but commits it last.
+        eos_early_stop (`bool`, *optional*, defaults to `True`):
+            Whether a row is finished once an end-of-text token is committed and nothing before it is masked. What
+            follows is not computed and reads `pad_token_id`. `False` returns the whole canvas.
+        eos_token_id (`int` or `list[int]`, *optional*):
+            Ids that end the text. The first is the end of text, others, e.g. the end of a turn, may follow.
+        mask_token_id (`int`, *optional*):
+            Id of the mask token, `config.mask_token_id` of the model by default.
+        rng_compat (`str`, *optional*):
+            `"llada"` reproduces the authors' sampler draw for draw: noise is drawn for the whole canvas, also where it
+            is not needed, a draw of the mask token itself leaves a position masked, and `suppress_eos` acts as in the
+            published code (see [`~llada.generation.proposals.ReferenceEndOfText`]). Needs `eos_early_stop=False`.
+        output_trace (`bool`, *optional*):
+            Whether the output holds a [`~llada.generation.trace.Trace`] of every step. Implies
+            `return_dict_in_generate`.
+        kwargs (`dict[str, Any]`, *optional*):
+            Fields of [`~transformers.GenerationConfig`]: `top_k`, `top_p`, `repetition_penalty`, `stop_strings`,
+            `num_return_sequences`, `bad_words_ids`, ...
+
+    Raises:
+        ValueError: If a field is unknown, has a value out of range, or belongs to a way of decoding that cannot work
+            on a mask predictor (beams, caches, speculative decoding).
+
+    Example:
+
+    ```python
+    >>> from llada import DiffusionGenerationConfig
+
+    >>> config = DiffusionGenerationConfig(max_new_tokens=64, block_length=16, max_denoising_steps=8)
+    >>> config.temperature = 0.5
+    ```
+    """
+
+    def __init__(self, **kwargs):
+        read_temperature(kwargs)
+        self.block_length: int | None = kwargs.pop("block_length", None)
+        self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
+        self.steps: int | None = kwargs.pop("steps", None)
+        self.remasking: str | None = kwargs.pop("remasking", None)
+        self.cfg_scale: float | None = kwargs.pop("cfg_scale", None)
+        self.suppress_eos: str | None = kwargs.pop("suppress_eos", None)
+        self.eos_early_stop: bool | None = kwargs.pop("eos_early_stop", None)
+        self.mask_token_id: int | None = kwargs.pop("mask_token_id", None)
+        self.rng_compat: str | None = kwargs.pop("rng_compat", None)
+        self.output_trace: bool | None = kwargs.pop("output_trace", None)
+        if not kwargs.get("_from_model_config"):
+            refuse_unknown(kwargs)
+        super().__init__(**kwargs)
+
+    @staticmethod
+    @cache
+    def field_names() -> frozenset[str]:
+        """`frozenset[str]`: The names of all fields, those of `GenerationConfig` included."""
+        config = DiffusionGenerationConfig(_from_model_config=True)
+        return frozenset(name for name in vars(config) if not name.startswith("_"))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs):
+        """
+        Builds a config from a dictionary. Entries of the dictionary that are no fields are kept as attributes, so that
+        a published `generation_config.json` is saved back complete.
+
+        Args:
+            config_dict (`dict[str, Any]`):
+                The values, e.g. read from `generation_config.json`.
+            return_unused_kwargs (`bool`, *optional*, defaults to `False`):
+                Whether to return the keyword arguments that are no fields as well.
+            kwargs (`dict[str, Any]`, *optional*):
+                Fields that replace those of the dictionary.
+        """
+        names = cls.field_names()
+        values = {**config_dict, **kwargs}
+        config = cls(
+            **{name: value for name, value in values.items() if name in names or name == "_from_model_config"}
+        )
+        for name, value in config_dict.items():
+            if name not in names and not name.startswith("_") and not values.get("_from_model_config"):
+                setattr(config, name, value)
+        unused = {name: value for name, value in kwargs.items() if name not in names}
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_model_config(cls, model_config) -> "DiffusionGenerationConfig":
+        """The defaults, with the special tokens of a model configuration."""
+        return cls().with_defaults(model_config)
+
+    def with_defaults(self, model_config) -> "DiffusionGenerationConfig":
+        """Fills what is unset from the special tokens of `model_config` and from the defaults, and returns itself."""
+        tokens = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        weaker = {**DEFAULTS, **{name: getattr(model_config, name, None) for name in tokens}}
+        for pair in EXCLUSIVE:
+            if any(getattr(self, name) is not None for name in pair):
+                weaker = {name: value for name, value in weaker.items() if name not in pair}
+        self.update(defaults_only=True, **weaker)
+        return self
+
+    @property
+    def guidance(self) -> float:
+        """`float`: The strength w of classifier-free guidance, from `cfg_scale` or `guidance_scale`."""
+        if self.guidance_scale is not None:
+            return self.guidance_scale - 1.0
+        return self.cfg_scale or 0.0
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """`list[int]`: `eos_token_id` as a list."""
+        if self.eos_token_id is None:
+            return []
+        return list(self.eos_token_id) if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        """
+        Checks every field and every combination that a config alone can decide.
+
+        Args:
+            strict (`bool`, *optional*, defaults to `False`):
+                Whether what `GenerationConfig` only warns of is an error.
+            user_set_attributes (`set[str]`, *optional*):
+                The fields the caller gave, to limit those warnings to them.
+
+        Raises:
+            ValueError: With the field, its value and what to write instead.
+        """
+        for name in ("max_new_tokens", "block_length", "max_denoising_steps", "steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"`{name}` must be a positive integer, but is {value!r}.")
+        for name, allowed in (("remasking", (None, *REMASKING)), ("suppress_eos", SUPPRESS_EOS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, but is {getattr(self, name)!r}.")
+        if self.rng_compat not in RNG_COMPAT:
+            raise ValueError(f"`rng_compat` must be one of {RNG_COMPAT}, but is {self.rng_compat!r}.")
+        for pair in EXCLUSIVE:
+            both = {name: getattr(self, name) for name in pair if getattr(self, name) is not None}
+            # of the two lengths transformers lets `max_new_tokens` win
+            if len(both) == 2 and "max_length" not in both:
+                raise ValueError(f"{both} set the same thing; give one of them.")
+        if self.cfg_scale is not None and self.cfg_scale < 0:
+            raise ValueError(f"`cfg_scale` must be at least 0, which is off, but is {self.cfg_scale}.")
+        if self.guidance_scale is not None and self.guidance_scale < 1:
+            raise ValueError(f"`guidance_scale` must be at least 1, which is off, but is {self.guidance_scale}.")
+        if self.temperature is not None and self.temperature < 0:
+            raise ValueError(f"`temperature` must be at least 0, which is greedy, but is {self.temperature}.")
+        if self.rng_compat is not None and self.eos_early_stop:
+            raise ValueError(
+                f"`rng_compat={self.rng_compat!r}` needs the draws of the whole canvas in every step; set "
+                "`eos_early_stop=False`."
+            )
+        if self.num_beams is not None and self.num_beams > 1:
+            raise ValueError(
+                f"`num_beams={self.num_beams}`: beam search extends prefixes token by token, and a mask predictor has "
+                "none; leave it out. For several answers use `do_sample=True, num_return_sequences=...`."
+            )
+        for name, reason in _REFUSED.items():
+            if getattr(self, name) not in (None, False, 0):
+                raise ValueError(f"`{name}={getattr(self, name)!r}` is not supported: {reason}.")
+        super().validate(strict=strict, user_set_attributes=user_set_attributes)
+
+
+def read_temperature(values: dict[str, Any]) -> None:
+    """
+    Lets a temperature alone say whether tokens are drawn, in place: positive means yes, 0 no.
+
+    Raises:
+        ValueError: If the temperature is 0 and `do_sample=True`.
+    """
+    temperature = values.get("temperature")
+    if temperature is None:
+        return
+    if values.get("do_sample") and temperature == 0:
+        raise ValueError("`temperature=0` is greedy and `do_sample=True` is not; leave out one of them.")
+    if values.get("do_sample") is None:
+        values["do_sample"] = temperature > 0
+    if temperature == 0:
+        values["temperature"] = None
+
+
+def refuse_unknown(values: dict[str, Any], also_allowed: tuple[str, ...] = ()) -> None:
+    """
+    Refuses names that are no fields of [`DiffusionGenerationConfig`] and not in `also_allowed`.
+
+    Raises:
+        ValueError: Naming each, with the name it probably stands for.
+    """
+    names = DiffusionGenerationConfig.field_names()
+    unknown = [name for name in values if name not in names and name not in also_allowed and not name.startswith("_")]
+    if not unknown:
+        return
+    hints = []
+    for name in unknown:
+        close = _FOREIGN_NAMES.get(name) or next(
+            iter(difflib.get_close_matches(name, [*names, *also_allowed], n=1)), None
+        )
+        hints.append(f"`{name}`" + (f" (write `{close}`)" if close else ""))
+    raise ValueError(f"Unknown generation setting: {', '.join(hints)}.")
+
+
+__all__ = ["DEFAULTS", "EXCLUSIVE", "DiffusionGenerationConfig", "read_temperature", "refuse_unknown"]
