@@ -1,0 +1,385 @@
+"""`generate` and `infill`: the familiar methods, on a model that predicts all masks at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers.utils import ModelOutput, logging
+
+from .canvas import Canvas
+from .configuration_diffusion import EXCLUSIVE, DiffusionGenerationConfig, read_temperature, refuse_unknown
+from .denoising import denoise
+from .forwards import FullForward
+from .positional import PositionalProcessors, left_padding
+from .proposals import Proposer, ReferenceProposer
+from .regions import Region
+from .selection import QuotaSelector
+from .stopping import Stopper, stopping_criteria_of
+from .streaming import StreamFeed
+from .trace import Trace, TraceRecorder
+
+
+logger = logging.get_logger(__name__)
+
+# arguments of `GenerationMixin.generate` that cannot work here -> why
+_REFUSED_ARGUMENTS = {
+    "assistant_model": "speculative decoding drafts left to right, which a mask predictor does not do",
+    "assistant_tokenizer": "speculative decoding drafts left to right, which a mask predictor does not do",
+    "custom_generate": "sampling is part of this model; build a loop from `llada.generation.denoising.denoise`",
+    "decoder_input_ids": "pass the sequence with its masks to `infill`",
+    "inputs_embeds": "tokens are replaced in every step, so give `input_ids`",
+    "negative_prompt_attention_mask": "guidance masks the prompt, there is no negative prompt",
+    "negative_prompt_ids": "guidance masks the prompt, there is no negative prompt",
+    "past_key_values": "every step sees the whole canvas again, there is no cache",
+    "position_ids": "positions are counted over the canvas; give `attention_mask` for padding",
+    "prefix_allowed_tokens_fn": "it needs a finished prefix; pass a `LogitsProcessor`, it gets the text on the left",
+    "synced_gpus": "the number of forward passes differs between processes; gather the parameters first",
+    "token_type_ids": 'there are none; set `tokenizer.model_input_names = ["input_ids", "attention_mask"]`',
+}
+
+
+@dataclass
+class DiffusionGenerateOutput(ModelOutput):
+    """
+    What `generate` and `infill` return with `return_dict_in_generate=True`.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch, length)`):
+            The whole sequences, prompt included.
+        num_forwards (`int`):
+            Number of forward passes of the model.
+        tokens_per_forward (`torch.FloatTensor` of shape `(batch,)`):
+            Tokens filled in, up to and including the first end of text, per forward pass the row took part in.
+        trace (`list[Trace]`, *optional*):
+            With `output_trace=True`, how each sequence came about.
+    """
+
+    sequences: torch.LongTensor
+    num_forwards: int | None = None
+    tokens_per_forward: torch.FloatTensor | None = None
+    trace: list[Trace] | None = None
+
+
+class LLaDAGenerationMixin(GenerationMixin):
+    """
+    Sampling for models whose logits predict the masked tokens at the positions they stand at. A class that uses it
+    sets `generation_config_class = DiffusionGenerationConfig`.
+    """
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer=None,
+        **kwargs: Any,
+    ) -> torch.LongTensor | DiffusionGenerateOutput:
+        """
+        Continues prompts: puts masks after them and denoises these, block by block (arXiv 2502.09992, §2.4).
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch, prompt_length)`):
+                The prompts, also accepted as `input_ids`. Shorter ones are padded on the left.
+            generation_config ([`~transformers.GenerationConfig`], *optional*):
+                The settings. What it leaves unset comes from `self.generation_config`.
+            logits_processor ([`~transformers.LogitsProcessorList`], *optional*):
+                More processors. Each position is processed with the text to its left.
+            stopping_criteria ([`~transformers.StoppingCriteriaList`], *optional*):
+                More criteria, asked after every block at every position that got settled in it.
+            streamer ([`~transformers.generation.BaseStreamer`], *optional*):
+                Gets tokens by `put` as they settle and, if it has `put_draft`, the rest of the canvas after each step.
+            kwargs (`dict[str, Any]`, *optional*):
+                `attention_mask` (1 for tokens, 0 for padding on the left), `tokenizer` (needed for `stop_strings`),
+                and any field of [`DiffusionGenerationConfig`], which goes before `generation_config`.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + max_new_tokens)`, or
+            [`DiffusionGenerateOutput`] with `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: If the prompt is empty, holds masks, is padded on the right or too long, or a setting is
+                unknown or cannot work.
+
+        Example:
+
+        ```python
+        >>> inputs = tokenizer("Mary has 3 apples and buys 2.", return_tensors="pt")
+        >>> model.generate(**inputs, max_new_tokens=32, block_length=8, steps=32)
+        ```
+        """
+        config, given = self._read_arguments(inputs, generation_config, kwargs)
+        prompt, attention_mask = given["input_ids"], given.get("attention_mask")
+        if (prompt == config.mask_token_id).any():
+            raise ValueError(
+                f"The prompt holds the mask token {config.mask_token_id}. `generate` puts masks after a prompt; to "
+                "fill masks where they stand, call `infill`."
+            )
+        if attention_mask is not None and (attention_mask.diff(dim=1) < 0).any():
+            raise ValueError(
+                'The prompt is padded on the right, where the answer begins; use `tokenizer.padding_side = "left"`.'
+            )
+        num_new_tokens = config.max_new_tokens
+        if num_new_tokens is None:
+            num_new_tokens = config.max_length - prompt.shape[1]
+            if num_new_tokens < 1:
+                raise ValueError(
+                    f"`max_length={config.max_length}` leaves no room after a prompt of {prompt.shape[1]} tokens; use "
+                    "`max_new_tokens`."
+                )
+        canvas = Canvas.after_prompt(prompt, num_new_tokens, config.mask_token_id, attention_mask)
+        return self._denoise(canvas, config, logits_processor, stopping_criteria, streamer, given.get("tokenizer"))
+
+    @torch.no_grad()
+    def infill(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer=None,
+        **kwargs: Any,
+    ) -> torch.LongTensor | DiffusionGenerateOutput:
+        """
+        Fills masks where they stand, with text on either side.
+
+        The arguments are those of [`~LLaDAGenerationMixin.generate`]; `max_new_tokens` has no meaning. Blocks are
+        counted from the first mask of each row. No end of text is proposed before text that was given.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch, length)`):
+                Sequences with mask tokens where text is wanted, also accepted as `input_ids`. Padded on either side.
+            generation_config, logits_processor, stopping_criteria, streamer, kwargs:
+                As in [`~LLaDAGenerationMixin.generate`].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch * num_return_sequences, length)`, or [`DiffusionGenerateOutput`] with
+            `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: If there is no mask to fill, the sequence is too long, or a setting is unknown or cannot work.
+
+        Example:
+
+        ```python
+        >>> inputs = tokenizer(f"{tokenizer.mask_token * 2} is the capital of France.", return_tensors="pt")
+        >>> model.infill(**inputs)
+        ```
+        """
+        config, given = self._read_arguments(inputs, generation_config, kwargs)
+        tokens, attention_mask = given["input_ids"], given.get("attention_mask")
+        wanted = tokens == config.mask_token_id
+        if attention_mask is not None:
+            wanted &= attention_mask.bool()
+        if not wanted.any():
+            raise ValueError(
+                f"There is no mask token {config.mask_token_id} to fill; put one wherever a token is wanted, or call "
+                "`generate` to continue a prompt."
+            )
+        canvas = Canvas(tokens, ~wanted, config.mask_token_id, attention_mask)
+        return self._denoise(canvas, config, logits_processor, stopping_criteria, streamer, given.get("tokenizer"))
+
+    def generate_batch(self, *args, **kwargs):
+        """Refused: continuous batching schedules one new token per sequence and step."""
+        raise ValueError(
+            "`generate_batch` schedules one token per sequence and step, a mask predictor fills many; pass a "
+            "left-padded batch to `generate`."
+        )
+
+    def adjust_generation_fn(
+        self,
+        generation_config,
+        from_auto_class,
+        from_pipeline,
+        pretrained_model_name_or_path,
+        cache_dir,
+        force_download,
+        proxies,
+        local_files_only,
+        token,
+        revision,
+        subfolder,
+        trust_remote_code,
+        **kwargs,
+    ) -> None:
+        """
+        Loads `generation_config.json` with a checkpoint and completes it: special tokens that it lacks come from the
+        model configuration, settings from the defaults. Called by `from_pretrained`.
+        """
+        if generation_config is not None:
+            loaded = DiffusionGenerationConfig.from_dict(generation_config.to_dict())
+        elif pretrained_model_name_or_path is not None:
+            try:
+                loaded = DiffusionGenerationConfig.from_pretrained(
+                    pretrained_model_name_or_path,
+                    _from_auto=from_auto_class,
+                    _from_pipeline=from_pipeline,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    proxies=proxies,
+                    local_files_only=local_files_only,
+                    token=token,
+                    revision=revision,
+                    subfolder=subfolder,
+                    **kwargs,
+                )
+            except OSError:
+                logger.info("No generation_config.json found, using the defaults.")
+                return
+        else:
+            return
+        self.generation_config = loaded.with_defaults(self.config)
+
+    def _read_arguments(
+        self, inputs: torch.Tensor | None, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> tuple[DiffusionGenerationConfig, dict[str, Any]]:
+        """Separates settings from inputs, merges the settings, and checks both."""
+        for name, reason in _REFUSED_ARGUMENTS.items():
+            value = kwargs.pop(name, None)
+            if value is not None and value is not False:
+                raise ValueError(f"`{name}` is not supported: {reason}.")
+        allowed = ("input_ids", "attention_mask", "tokenizer")
+        refuse_unknown(kwargs, allowed)
+        given = {name: kwargs.pop(name) for name in allowed if name in kwargs}
+        if inputs is not None and given.get("input_ids") is not None:
+            raise ValueError("Give the tokens once, either first or as `input_ids`.")
+        given["input_ids"] = inputs if inputs is not None else given.get("input_ids")
+        config = self._merge_settings(generation_config, kwargs)
+        self._check_inputs(config, given)
+        if config.num_return_sequences and config.num_return_sequences > 1:
+            for name in ("input_ids", "attention_mask"):
+                if given.get(name) is not None:
+                    given[name] = given[name].repeat_interleave(config.num_return_sequences, dim=0)
+        return config, given
+
+    def _merge_settings(
+        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> DiffusionGenerationConfig:
+        """Keyword arguments go before a passed config, that before the model's, that before the defaults."""
+        read_temperature(kwargs)
+        merged: dict[str, Any] = {}
+        for config in (
+            DiffusionGenerationConfig.from_model_config(self.config),
+            self.generation_config,
+            generation_config,
+        ):
+            settings = config.to_dict() if config is not None else {}
+            _overlay(merged, {name: value for name, value in settings.items() if value is not None})
+        # an explicit `None` switches a setting off
+        _overlay(merged, kwargs)
+        return DiffusionGenerationConfig.from_dict(merged)
+
+    def _check_inputs(self, config: DiffusionGenerationConfig, given: dict[str, Any]) -> None:
+        tokens, attention_mask = given["input_ids"], given.get("attention_mask")
+        if tokens is None or tokens.ndim != 2 or 0 in tokens.shape:
+            shape = None if tokens is None else tuple(tokens.shape)
+            raise ValueError(
+                f"`input_ids` must hold at least one token per row, shape `(batch, length)`, but is {shape}. For text "
+                f"out of nothing give the start token, `[[{config.bos_token_id}]]`."
+            )
+        given["input_ids"] = tokens.long()
+        if attention_mask is not None:
+            if attention_mask.shape != tokens.shape:
+                raise ValueError(
+                    f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` "
+                    f"{tuple(tokens.shape)}; give one 0 (padding) or 1 (token) per position."
+                )
+            given["attention_mask"] = attention_mask = attention_mask.long()
+            if not attention_mask.any(1).all():
+                raise ValueError("A row of `attention_mask` is all padding; leave the row out.")
+        if config.mask_token_id is None:
+            raise ValueError("The model has no mask token; set `model.config.mask_token_id` or pass `mask_token_id`.")
+        if config.suppress_eos and not config.eos_token_ids:
+            raise ValueError(f"`suppress_eos={config.suppress_eos!r}` needs `eos_token_id`.")
+        if config.stop_strings and given.get("tokenizer") is None:
+            raise ValueError("`stop_strings` needs the tokenizer; pass `tokenizer=`.")
+
+    def _denoise(
+        self,
+        canvas: Canvas,
+        config: DiffusionGenerationConfig,
+        logits_processor: LogitsProcessorList | None,
+        stopping_criteria: StoppingCriteriaList | None,
+        streamer,
+        tokenizer,
+    ) -> torch.LongTensor | DiffusionGenerateOutput:
+        length = canvas.tokens.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The canvas has {length} positions, more than the {self.config.max_position_embeddings} the model "
+                "was trained for; shorten the prompt or lower `max_new_tokens`."
+            )
+        processors = PositionalProcessors(canvas, self._processor_factory(config, logits_processor, canvas))
+        proposer_class = ReferenceProposer if config.rng_compat == "llada" else Proposer
+        propose = proposer_class(config, processors, self.config.vocab_size)
+        region = Region(canvas, config.block_length)
+        selector = QuotaSelector(
+            region, config.steps, config.max_denoising_steps, keep_idle_steps=config.rng_compat is not None
+        )
+        forward = FullForward(self, config.guidance)
+        stopper = Stopper(
+            canvas,
+            config.eos_token_ids if config.eos_early_stop else [],
+            stopping_criteria_of(config, stopping_criteria, tokenizer),
+            config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0),
+        )
+        recorder = TraceRecorder(canvas, left_padding(canvas), config.to_diff_dict()) if config.output_trace else None
+        feed = StreamFeed(streamer, canvas) if streamer is not None else None
+
+        for delta in denoise(canvas, region, forward, propose, selector):
+            stopper(canvas, delta)
+            if recorder is not None:
+                recorder.record(delta)
+            if feed is not None:
+                feed.step(canvas)
+        if feed is not None:
+            feed.end()
+
+        if not (config.return_dict_in_generate or config.output_trace):
+            return canvas.tokens
+        return DiffusionGenerateOutput(
+            sequences=canvas.tokens,
+            num_forwards=forward.num_forwards,
+            tokens_per_forward=_tokens_per_forward(canvas, forward, config.eos_token_ids),
+            trace=recorder.finish(canvas.tokens) if recorder is not None else None,
+        )
+
+    def _processor_factory(
+        self, config: DiffusionGenerationConfig, logits_processor: LogitsProcessorList | None, canvas: Canvas
+    ) -> Callable[[int], LogitsProcessorList]:
+        # guidance is part of the forward pass here, not a processor
+        unguided = DiffusionGenerationConfig.from_dict({**config.to_dict(), "guidance_scale": None})
+        self._prepare_special_tokens(unguided, device=canvas.tokens.device)
+
+        def build(prompt_length: int) -> LogitsProcessorList:
+            return self._get_logits_processor(
+                unguided,
+                input_ids_seq_length=prompt_length,
+                logits_processor=logits_processor,
+                device=canvas.tokens.device,
+            )
+
+        return build
+
+
+def _overlay(merged: dict[str, Any], source: dict[str, Any]) -> None:
+    """Puts stronger settings over weaker ones; one of an exclusive pair replaces the other."""
+    for pair in EXCLUSIVE:
+        if any(source.get(name) is not None for name in pair):
+            for name in pair:
+                merged.pop(name, None)
+    merged.update(source)
+
+
+def _tokens_per_forward(canvas: Canvas, forward: FullForward, eos_token_ids: list[int]) -> torch.Tensor:
+    filled = canvas.step_of >= 0
+    is_end = filled & torch.isin(canvas.tokens, torch.tensor(eos_token_ids, device=canvas.tokens.device))
+    counted = filled & (is_end.cumsum(1) - is_end.long() == 0)
+    forwards = [forward.row_forwards.get(row, 1) for row in range(canvas.tokens.shape[0])]
+    return counted.sum(1) / torch.tensor(forwards, dtype=torch.float32, device=canvas.tokens.device)
+
+
+__all__ = ["DiffusionGenerateOutput", "LLaDAGenerationMixin"]

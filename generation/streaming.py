@@ -1,0 +1,42 @@
+"""Feeding streamers: settled text once, what is still being denoised as a draft after every step."""
+
+import torch
+
+from .canvas import Canvas
+
+
+class StreamFeed:
+    """
+    Passes a growing canvas to a streamer of transformers. A token is settled once no mask stands before it; settled
+    tokens go to `put`, once. If the streamer has a `put_draft` method, like
+    [`~transformers.TextDiffusionStreamer`], it gets what follows after every step, masks included. What stands after
+    the end of the text is not streamed.
+
+    Args:
+        streamer ([`~transformers.generation.BaseStreamer`]):
+            The streamer. Those of transformers take one sequence.
+        canvas ([`Canvas`]):
+            The canvas before the first step. Its given beginning is put at once.
+    """
+
+    def __init__(self, streamer, canvas: Canvas):
+        self.streamer = streamer
+        self.sent = int(canvas.masked.int().argmax(1).min())
+        streamer.put(canvas.tokens[:, : self.sent].cpu())
+
+    def step(self, canvas: Canvas) -> None:
+        """After every step."""
+        end = max(canvas.ends)
+        settled = int(torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), end).min())
+        if settled > self.sent:
+            self.streamer.put(canvas.tokens[:, self.sent : settled].cpu())
+            self.sent = settled
+        if self.sent < end and hasattr(self.streamer, "put_draft"):
+            self.streamer.put_draft(canvas.tokens[:, self.sent : end].cpu())
+
+    def end(self) -> None:
+        """After the last step."""
+        self.streamer.end()
+
+
+__all__ = ["StreamFeed"]
