@@ -1,11 +1,12 @@
 """What the configurations of all families share: two vocabularies for the same fields, rope settings, `auto_map`."""
 
-import dataclasses
 import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 # rope types whose frequencies depend on the length the checkpoint was trained at
@@ -25,31 +26,62 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     transformers' rope utilities read, `rope_parameters`, is a view of both.
 
     Raises:
-        ValueError: If a field is given under both of its names with different values.
+        ValueError: If a field is given under both of its names with different values, or no model can be built.
     """
 
     rope_theta: int | float = 10000.0
     rope_scaling: dict | None = None
 
-    def __post_init__(self, **kwargs):
-        self._published_torch_dtype = "torch_dtype" in kwargs
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for standard, published in self.attribute_map.items():
-            if standard not in kwargs:
-                continue
-            value = kwargs.pop(standard)
-            given = getattr(self, published)
-            if given not in (value, defaults[published]):
+    def __new__(cls, **kwargs):
+        # here and not in `__post_init__`, which cannot tell a default from a value that was given
+        for standard, published in cls.attribute_map.items():
+            values = (kwargs.get(standard), kwargs.get(published))
+            if None not in values and values[0] != values[1]:
                 raise ValueError(
-                    f"`{standard}={value}` and `{published}={given}` name the same field of {type(self).__name__}; "
+                    f"`{standard}={values[0]}` and `{published}={values[1]}` name the same field of {cls.__name__}; "
                     "give one of them."
                 )
-            setattr(self, published, value)
+        return super().__new__(cls)
+
+    def __post_init__(self, **kwargs):
+        self._published_torch_dtype = "torch_dtype" in kwargs
+        for standard, published in self.attribute_map.items():
+            if standard in kwargs:
+                setattr(self, published, kwargs.pop(standard))
         self.derive_fields()
         super().__post_init__(**kwargs)
+        # the validation after construction runs this again, but hides the ValueError in an error of its own
+        self.validate_architecture()
 
     def derive_fields(self) -> None:
         """Fills in fields that default to a function of other fields."""
+
+    def validate_architecture(self) -> None:
+        """Refuses what no model can be built from."""
+
+        def given(name: str) -> str:
+            return f"`{self.attribute_map.get(name, name)}={getattr(self, name)!r}`"
+
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise ValueError(
+                f"{given('num_attention_heads')} must be a multiple of {given('num_key_value_heads')}, both positive."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"Heads are {self.head_dim} wide, but the rotary embedding turns pairs: choose an even `head_dim`, "
+                "which is the width of the model divided by the number of heads."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"{given('hidden_act')} is not an activation of transformers; LLaDA uses 'silu'.")
+        rope_types = ("default", *sorted(ROPE_INIT_FUNCTIONS))
+        if self.rope_parameters["rope_type"] not in rope_types:
+            raise ValueError(
+                f"{given('rope_scaling')} names an unknown `rope_type`; choose from {', '.join(rope_types)}."
+            )
+        for name in ("attention_dropout", "embedding_dropout", "residual_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{given(name)} is a probability: give a value from 0 up to, not including, 1.")
 
     @property
     def rope_parameters(self) -> dict[str, Any]:
@@ -68,8 +100,13 @@ class MaskedDiffusionConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
+        output.pop("_published_torch_dtype", None)
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        output = super().to_diff_dict()
         # the key that published code reads, beside transformers' own `dtype`
-        if output.pop("_published_torch_dtype", False):
+        if self._published_torch_dtype:
             output["torch_dtype"] = output.get("dtype")
         return output
 

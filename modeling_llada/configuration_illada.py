@@ -8,8 +8,8 @@ from .configuration_base import MaskedDiffusionConfig
 @strict
 class ILLaDAConfig(MaskedDiffusionConfig):
     r"""
-    Configuration of an [`ILLaDAModel`]: Llama's key names, grouped-query attention, a tied head. The defaults are those
-    of iLLaDA-8B as far as they are known; `config.json` decides.
+    Configuration of an [`ILLaDAModel`]: Llama's key names, grouped-query attention, a tied head. The defaults are
+    those of iLLaDA-8B as far as they are known; `config.json` decides.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 155136):
@@ -52,7 +52,7 @@ class ILLaDAConfig(MaskedDiffusionConfig):
             Ids of the start, padding and end-of-text tokens.
 
     Raises:
-        ValueError: If `layer_norm_eps` is set, or the heads cannot be grouped.
+        ValueError: If `layer_norm_eps` is set, or no model can be built from the values.
     """
 
     model_type = "illada"
@@ -94,7 +94,12 @@ class ILLaDAConfig(MaskedDiffusionConfig):
     def derive_fields(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None:
+        if self.head_dim is None and self.num_attention_heads > 0:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"`hidden_size={self.hidden_size}` is not a multiple of "
+                    f"`num_attention_heads={self.num_attention_heads}`; change one of them or give `head_dim`."
+                )
             self.head_dim = self.hidden_size // self.num_attention_heads
 
     @property
@@ -108,17 +113,13 @@ class ILLaDAConfig(MaskedDiffusionConfig):
         return False
 
     def validate_architecture(self) -> None:
-        """Refuses LayerNorm, which no release uses, and heads that cannot be grouped."""
+        """Refuses LayerNorm, which no release uses, and what no model can be built from."""
         if self.layer_norm_eps is not None:
             raise ValueError(
                 f"`layer_norm_eps={self.layer_norm_eps}` asks for LayerNorm, which no iLLaDA release uses; leave it "
                 "null and set `rms_norm_eps`."
             )
-        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"`num_attention_heads={self.num_attention_heads}` is not a multiple of "
-                f"`num_key_value_heads={self.num_key_value_heads}`."
-            )
+        super().validate_architecture()
 
 
 __all__ = ["ILLaDAConfig"]

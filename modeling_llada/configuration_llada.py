@@ -13,8 +13,8 @@ class LLaDAConfig(MaskedDiffusionConfig):
     Configuration of a [`LLaDAModel`]. The defaults are those of
     [GSAI-ML/LLaDA-8B-Instruct](https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct) (arXiv 2502.09992).
 
-    Every key of the published `config.json` is a field and is written back on save. The standard name of a field, where
-    it has one, is given in brackets and may be used everywhere instead, in the constructor too.
+    Every key of the published `config.json` is a field and is written back on save. The standard name of a field,
+    where it has one, is given in brackets and may be used everywhere instead, in the constructor too.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 126464):
@@ -144,7 +144,6 @@ class LLaDAConfig(MaskedDiffusionConfig):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs):
-        self.vocab_size = kwargs.pop("embedding_size", None) or self.vocab_size
         head_dim = kwargs.pop("head_dim", None)
         super().__post_init__(**kwargs)
         if head_dim not in (None, self.head_dim):
@@ -158,6 +157,15 @@ class LLaDAConfig(MaskedDiffusionConfig):
             self.n_kv_heads = self.n_heads
         if self.mlp_hidden_size is None:
             self.mlp_hidden_size = self.mlp_ratio * self.d_model
+
+    @property
+    def embedding_size(self) -> int:
+        """`int`: Rows of the token embedding, the same number as `vocab_size`."""
+        return self.vocab_size
+
+    @embedding_size.setter
+    def embedding_size(self, rows: int | None) -> None:
+        self.vocab_size = rows or self.vocab_size
 
     @property
     def head_dim(self) -> int:
@@ -190,10 +198,9 @@ class LLaDAConfig(MaskedDiffusionConfig):
         ]
         if refused:
             raise ValueError(f"No LLaDA release uses, and this model does not implement: {', '.join(refused)}.")
-        if self.d_model % self.n_heads:
+        if self.n_heads > 0 and self.d_model % self.n_heads:
             raise ValueError(f"`d_model={self.d_model}` is not a multiple of `n_heads={self.n_heads}`.")
-        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
-            raise ValueError(f"`n_heads={self.n_heads}` is not a multiple of `n_kv_heads={self.n_kv_heads}`.")
+        super().validate_architecture()
 
 
 __all__ = ["LLaDAConfig"]

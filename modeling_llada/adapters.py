@@ -1,0 +1,224 @@
+"""
+PEFT adapters: which layers to adapt, and adapters that were made with the published LLaDA-8B code.
+
+That code calls the layers by other names (`attn_out`, `ff_proj`, ...). The tensors of such an adapter are renamed like
+those of a checkpoint, but PEFT looks for the layers that `adapter_config.json` names, finds those whose names are the
+same in both (`q_proj`, ...) and says nothing about the others. So the names are translated where this package does the
+loading, and refused where PEFT does.
+"""
+
+import copy
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from transformers.integrations import PeftAdapterMixin
+
+from .checkpoint_layouts import LLADA_LAYER_NAMES, LLADA_MODEL_NAMES
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+# every linear layer but the head
+LORA_TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# fields of PEFT configurations that name modules and that `translate_adapter_config` rewrites
+_TRANSLATED_FIELDS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+# the same, but not rewritten
+_REFUSED_FIELDS = ("modules_to_save", "target_parameters", "trainable_token_indices", "feedforward_modules")
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {part for name in names for part in name.split(".")}
+
+
+_PUBLISHED_NAMES = {"blocks"} | _parts((*LLADA_LAYER_NAMES, *LLADA_MODEL_NAMES))
+_PUBLISHED_NAMES -= _parts((*LLADA_LAYER_NAMES.values(), *LLADA_MODEL_NAMES.values()))
+
+
+def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
+    """Name in memory of every layer that the published code has too -> its name there."""
+    layers = {name: published for published, name in LLADA_LAYER_NAMES.items()}
+    names = {name: published for published, name in LLADA_MODEL_NAMES.items()}
+    # a tied head is no module in the published code
+    if model.config.tie_word_embeddings:
+        del names["lm_head"]
+    for name, _ in model.named_modules():
+        _, _, place = name.partition("model.layers.")
+        index, _, leaf = place.partition(".")
+        if leaf in layers:
+            names[name] = f"model.transformer.blocks.{index}.{layers[leaf]}"
+    return names
+
+
+def published_names(config: "PeftConfig", fields: tuple[str, ...] = _TRANSLATED_FIELDS + _REFUSED_FIELDS) -> list[str]:
+    """
+    The module names in an adapter's configuration that only the published LLaDA-8B code has.
+
+    Args:
+        config ([`~peft.PeftConfig`]):
+            The configuration of an adapter.
+        fields (`tuple[str, ...]`, *optional*):
+            The fields to look at. All that can name modules if not given.
+
+    Returns:
+        `list[str]`: The names, sorted. Empty for an adapter of this package.
+    """
+    found: set[str] = set()
+    for field in fields:
+        entries = getattr(config, field, None) or ()
+        for entry in (entries,) if isinstance(entries, str) else entries:
+            # names may stand in a path or in a regular expression
+            found.update(_PUBLISHED_NAMES.intersection(re.findall(r"\w+", re.sub(r"\\.", " ", str(entry)))))
+    return sorted(found)
+
+
+def translate_adapter_config(config: "PeftConfig", model: "PreTrainedModel") -> "PeftConfig":
+    """
+    Make the configuration of an adapter that was made with the published LLaDA-8B code fit the model in memory.
+
+    The layers are those that PEFT would have found in the published model. `ff_out` is the name of the
+    down-projections and of the head there, so an adapter that lists it has both, and keeps both.
+
+    Args:
+        config ([`~peft.PeftConfig`]):
+            The configuration, for instance of `PeftConfig.from_pretrained(adapter)`. It is not changed.
+        model ([`LLaDAModelLM`]):
+            The model that the adapter is for.
+
+    Returns:
+        [`~peft.PeftConfig`]: a copy with the names in memory, or `config` itself if nothing in it is published.
+
+    Raises:
+        ValueError: If a published name stands in a field that has no counterpart here, or matches no layer.
+    """
+    if model.config.model_type != "llada" or not published_names(config):
+        return config
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.other import get_pattern_key
+
+    for field in _REFUSED_FIELDS:
+        if names := published_names(config, (field,)):
+            raise ValueError(
+                f"`{field}={getattr(config, field)}` of the adapter has names of the published LLaDA code "
+                f"({', '.join(names)}), which are translated in {', '.join(_TRANSLATED_FIELDS)} only. Write the names "
+                "of `model.named_modules()` instead."
+            )
+    published = _published_module_names(model)
+    # a configuration may mix the two: a layer is meant if either of its names is
+    adapted = {
+        name: old
+        for name, old in published.items()
+        if check_target_module_exists(config, old) or check_target_module_exists(config, name)
+    }
+    if not adapted:
+        raise ValueError(f"`target_modules={config.target_modules}` of the adapter match no layer of LLaDA.")
+
+    translated = copy.deepcopy(config)
+    # a short name stands for all layers that end in it, as far as all are meant
+    leaves = {name.rpartition(".")[2] for name in adapted}
+    whole = {leaf for leaf in leaves if all(name in adapted for name in published if name.rpartition(".")[2] == leaf)}
+    translated.target_modules = whole | {name for name in adapted if name.rpartition(".")[2] not in whole}
+    translated.exclude_modules = translated.layers_to_transform = translated.layers_pattern = None
+    for field in ("rank_pattern", "alpha_pattern"):
+        if pattern := getattr(config, field, None):
+            keys = {name: get_pattern_key(pattern, old) for name, old in adapted.items()}
+            setattr(translated, field, {re.escape(name): pattern[key] for name, key in keys.items() if key in pattern})
+    return translated
+
+
+class PublishedAdaptersMixin(PeftAdapterMixin):
+    """What models do with adapters made with the published LLaDA-8B code: see the module."""
+
+    def load_adapter(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: "PeftConfig | None" = None,
+        **kwargs: Any,
+    ):
+        """
+        Load an adapter, one that was made with the published LLaDA-8B code too.
+
+        Args:
+            peft_model_id (`str`, *optional*):
+                Folder or repository of the adapter.
+            adapter_name (`str`, *optional*):
+                Name to load it under, `"default"` if not given.
+            peft_config ([`~peft.PeftConfig`], *optional*):
+                Its configuration, read from `peft_model_id` if not given.
+            kwargs (`dict[str, Any]`, *optional*):
+                See [`~transformers.integrations.PeftAdapterMixin.load_adapter`].
+
+        Returns:
+            `LoadStateDictInfo`: which keys were missing, unexpected or mismatched.
+
+        Raises:
+            ValueError: See [`translate_adapter_config`].
+        """
+        load_config = kwargs.get("load_config")
+        if peft_model_id is None and load_config is not None:
+            peft_model_id = load_config.pretrained_model_name_or_path
+        if peft_config is None and peft_model_id is not None:
+            from peft import PeftConfig
+
+            # transformers merges these only where it reads the configuration itself
+            download_kwargs = kwargs.pop("download_kwargs", None) or getattr(load_config, "download_kwargs", {})
+            download_kwargs = {**download_kwargs, **(kwargs.pop("adapter_kwargs", None) or {})}
+            kwargs["download_kwargs"] = download_kwargs
+            peft_config = PeftConfig.from_pretrained(peft_model_id, **download_kwargs)
+        if peft_config is not None:
+            peft_config = translate_adapter_config(peft_config, self)
+        return super().load_adapter(peft_model_id, adapter_name, peft_config, **kwargs)
+
+    def add_adapter(self, adapter_config: "PeftConfig", adapter_name: str | None = None) -> None:
+        """
+        Add a fresh adapter. Its configuration may name layers as the published LLaDA-8B code does.
+
+        Args:
+            adapter_config ([`~peft.PeftConfig`]):
+                The configuration.
+            adapter_name (`str`, *optional*):
+                Name of the adapter, `"default"` if not given.
+        """
+        super().add_adapter(translate_adapter_config(adapter_config, self), adapter_name)
+
+    @property
+    def peft_config(self) -> dict[str, "PeftConfig"]:
+        """`dict[str, PeftConfig]`: The configuration of every adapter. PEFT sets it when it has added the first."""
+        try:
+            return self.__dict__["peft_config"]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no adapter, and so no attribute `peft_config`.") from None
+
+    @peft_config.setter
+    def peft_config(self, configs: dict[str, "PeftConfig"]) -> None:
+        self.__dict__["peft_config"] = configs
+        self._refuse_published_names()
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        del self.__dict__["peft_config"]
+
+    def train(self, mode: bool = True):
+        # PEFT does not say when it adds a second adapter, but it calls `eval()` after loading, and trainers `train()`
+        self._refuse_published_names()
+        return super().train(mode)
+
+    def _refuse_published_names(self) -> None:
+        for adapter_name, config in self.__dict__.get("peft_config", {}).items():
+            names = published_names(config) if self.config.model_type == "llada" else []
+            if names:
+                raise ValueError(
+                    f"The adapter {adapter_name!r} names layers as the published LLaDA code does "
+                    f"({', '.join(names)}); PEFT leaves out the ones it does not know. Reload the model, then write "
+                    f"`target_modules={LORA_TARGET_MODULES}`, or what you need of it, for a new adapter, "
+                    "`model.load_adapter(adapter)` for a saved one, or `config = translate_adapter_config("
+                    "PeftConfig.from_pretrained(adapter), model)` from llada.modeling_llada.adapters and "
+                    "`PeftModel.from_pretrained(model, adapter, config=config)` for a saved one as a PeftModel."
+                )
+
+
+__all__ = ["LORA_TARGET_MODULES", "PublishedAdaptersMixin", "published_names", "translate_adapter_config"]
