@@ -1,0 +1,16 @@
+"""Trainers for masked diffusion language models, in the manner of TRL."""
+
+from .data_collator import DataCollatorForMaskedDiffusion
+from .pre_trainer import LLaDAPreTrainer
+from .pretraining_config import LLaDAPreTrainingConfig
+from .sft_config import LLaDASFTConfig
+from .sft_trainer import LLaDASFTTrainer
+
+
+__all__ = [
+    "DataCollatorForMaskedDiffusion",
+    "LLaDAPreTrainer",
+    "LLaDAPreTrainingConfig",
+    "LLaDASFTConfig",
+    "LLaDASFTTrainer",
+]

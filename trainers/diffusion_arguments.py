@@ -1,0 +1,157 @@
+"""The training arguments that every masked diffusion trainer has."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from ..modeling_llada.masked_diffusion import ForwardProcess
+
+
+@dataclass
+class MaskedDiffusionArguments:
+    r"""
+    The settings of the forward process, the loss and the evaluation. To be inherited together with
+    [`~transformers.TrainingArguments`] or a subclass of it. The defaults are those of LLaDA (arXiv 2502.09992).
+
+    Parameters:
+        mask_sampling (`str`, *optional*, defaults to `"bernoulli"`):
+            `"bernoulli"` masks every token independently, `"exact"` masks a drawn number of tokens, at least one. The
+            second has less variance for responses of up to some dozens of tokens.
+        ratio_sampling (`str`, *optional*, defaults to `"iid"`):
+            How the mask ratios of a batch are drawn: `"iid"`, `"stratified"` or `"low_discrepancy"`. The last two
+            spread them evenly over the accumulated batch of all processes.
+        mask_schedule (`str`, *optional*, defaults to `"linear"`):
+            Distribution of the mask ratio: `"linear"` (uniform) or `"cosine"`.
+        min_mask_ratio, max_mask_ratio (`float`, *optional*, default to 0 and 1):
+            Band that the mask ratio is limited to.
+        mask_eps (`float`, *optional*, defaults to 1e-3):
+            Smallest mask probability.
+        complementary_masks (`bool`, *optional*, defaults to `False`):
+            Whether every sequence is shown twice, the second time with the other tokens masked. Doubles the cost of a
+            step.
+        loss_weighting (`str`, *optional*, defaults to `"elbo"`):
+            `"elbo"` weights the cross entropy so that the loss is the bound on the negative log-likelihood,
+            `"uniform"` does not weight it.
+        loss_normalization (`str`, *optional*):
+            `"sequence"` is the mean over sequences of the loss per token that may be masked, `"token"` the mean over
+            all tokens that may be masked, `"batch"` the mean over sequences of the sum. Each over the whole
+            accumulated batch of all processes.
+        num_eval_draws (`int`, *optional*, defaults to 8):
+            Number of masks per sequence, and of forward passes, that an evaluation averages over.
+        eval_seed (`int`, *optional*, defaults to 0):
+            Seed of the masks of an evaluation. They depend on it and on the sequence, and on nothing else.
+    """
+
+    mask_sampling: str = field(
+        default="bernoulli",
+        metadata={
+            "help": "`bernoulli` masks every token independently, `exact` masks a drawn number of tokens.",
+            "choices": ["bernoulli", "exact"],
+        },
+    )
+    ratio_sampling: str = field(
+        default="iid",
+        metadata={
+            "help": "How the mask ratios of a batch are drawn.",
+            "choices": ["iid", "stratified", "low_discrepancy"],
+        },
+    )
+    mask_schedule: str = field(
+        default="linear",
+        metadata={"help": "Distribution of the mask ratio.", "choices": ["linear", "cosine"]},
+    )
+    min_mask_ratio: float = field(default=0.0, metadata={"help": "Smallest mask ratio."})
+    max_mask_ratio: float = field(default=1.0, metadata={"help": "Largest mask ratio."})
+    mask_eps: float = field(default=1e-3, metadata={"help": "Smallest mask probability."})
+    complementary_masks: bool = field(
+        default=False,
+        metadata={"help": "Whether every sequence is shown twice, the second time with the other tokens masked."},
+    )
+    loss_weighting: str = field(
+        default="elbo",
+        metadata={
+            "help": "Whether the cross entropy is weighted so that the loss is the likelihood bound, or not weighted.",
+            "choices": ["elbo", "uniform"],
+        },
+    )
+    loss_normalization: str = field(
+        default="sequence",
+        metadata={"help": "What the loss is a mean over.", "choices": ["sequence", "token", "batch"]},
+    )
+    num_eval_draws: int = field(
+        default=8, metadata={"help": "Number of masks per sequence that an evaluation averages over."}
+    )
+    eval_seed: int = field(default=0, metadata={"help": "Seed of the masks of an evaluation."})
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+        if self.activation_checkpointing is None:
+            # transformers 5.23 warns when only the older name is set, which TRL does
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
+        self.forward_process(mask_token_id=0)
+        if self.loss_normalization not in ("sequence", "token", "batch"):
+            raise ValueError(
+                f"`loss_normalization={self.loss_normalization!r}` is unknown; write 'sequence', 'token' or 'batch'."
+            )
+        if self.num_eval_draws < 1:
+            raise ValueError(f"`num_eval_draws={self.num_eval_draws}` gives no estimate; write at least 1.")
+        if self.use_liger_kernel:
+            raise ValueError(
+                "`use_liger_kernel=True` is not supported: its kernels replace a causal loss. Write "
+                "`use_liger_kernel=False`; logits are computed for masked tokens only without it."
+            )
+        if self.label_smoothing_factor != 0:
+            raise ValueError(
+                f"`label_smoothing_factor={self.label_smoothing_factor}` is not supported: a smoothed loss is no "
+                "likelihood bound. Write `label_smoothing_factor=0`."
+            )
+
+    def forward_process(self, mask_token_id: int) -> ForwardProcess:
+        """The forward process that these arguments describe."""
+        names = [name.name for name in fields(ForwardProcess) if name.name != "mask_token_id"]
+        return ForwardProcess(mask_token_id, **{name: getattr(self, name) for name in names})
+
+
+Arguments = TypeVar("Arguments", bound=MaskedDiffusionArguments)
+
+
+def as_arguments(args: Any, arguments_class: type[Arguments], default_name: str) -> Arguments:
+    """
+    The arguments of a trainer, from what its user passed.
+
+    Args:
+        args ([`~transformers.TrainingArguments`], *optional*):
+            An `arguments_class`, a class it is derived from, or `None`.
+        arguments_class (`type`):
+            What the trainer needs.
+        default_name (`str`):
+            `output_dir` if `args` is `None`.
+
+    Returns:
+        `arguments_class`: `args` itself, or its values together with the defaults of the fields it lacks.
+
+    Raises:
+        ValueError: If `args` has fields that `arguments_class` lacks: they would be lost.
+    """
+    if args is None:
+        return arguments_class(default_name)
+    if isinstance(args, arguments_class):
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise ValueError(f"`args` is of type {type(args).__name__}; write `args={arguments_class.__name__}(...)`.")
+    # not `to_dict`, which hides every field that ends in `_token`
+    values = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
+    lost = sorted(values.keys() - {item.name for item in fields(arguments_class)})
+    if lost:
+        raise ValueError(
+            f"`args` is a {type(args).__name__}, whose {', '.join(f'`{name}`' for name in lost)} mean nothing here; "
+            f"write `args={arguments_class.__name__}(...)`."
+        )
+    return arguments_class(**values)
+
+
+__all__ = ["MaskedDiffusionArguments", "as_arguments"]

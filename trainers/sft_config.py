@@ -1,0 +1,108 @@
+"""Arguments of supervised fine-tuning."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from .diffusion_arguments import MaskedDiffusionArguments
+
+
+@dataclass
+class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
+    r"""
+    Arguments of [`LLaDASFTTrainer`]: those of [`~trl.SFTConfig`] and [`MaskedDiffusionArguments`], and the following.
+
+    Parameters:
+        eos_fill (`str`, *optional*, defaults to `"longest"`):
+            How far a complete response is filled with end-of-text tokens. They are part of the response: masked, seen
+            and trained, which is how the model learns where to stop. A response that `max_length` cut off is not
+            filled.
+
+            - `"longest"`: to the end of the longest row of the batch, as in LLaDA. What a row is filled with then
+              depends on the rows beside it.
+            - `"multiple"`: until the response is a multiple of `eos_fill_length` tokens long.
+            - `"fixed"`: until the response is `eos_fill_length` tokens long, the `max_new_tokens` of generation.
+            - `"none"`: only `min_eos` tokens.
+        eos_fill_length (`int`, *optional*):
+            Required by `"multiple"` and `"fixed"`.
+        min_eos (`int`, *optional*, defaults to 1):
+            Number of end-of-text tokens that every complete response ends with, at least.
+        multi_turn (`str`, *optional*, defaults to `"sample"`):
+            Which answers of a conversation are trained on. `"last"`: the last one. `"sample"`: one that is drawn anew
+            in every epoch; what follows it is cut off. This is how the authors of LLaDA train. `"all"`: all at once,
+            so that an answer is predicted while later questions are visible, which generation never does.
+        assistant_only_loss (`bool`, *optional*):
+            Whether only answers are trained on. If not given: yes for `messages`, where anything else would mask the
+            questions too; in `prompt` and `completion` data the completion is trained on anyway.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`], and follow arXiv 2502.09992:
+    > - `learning_rate`: 2.5e-5.
+    > - `lr_scheduler_type`: `"warmup_stable_decay"`. Without `lr_scheduler_kwargs`: constant, and linear to a tenth
+    >   over the last tenth of training.
+    > - `warmup_steps`: 50.
+    > - `weight_decay`: 0.1.
+    > - `max_length`: 4096.
+    > - `bf16`: `True` on accelerators that support it.
+    >
+    > The paper trains for 3 epochs with a global batch of 256.
+    """
+
+    learning_rate: float = field(default=2.5e-5, metadata={"help": "The peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(
+        default="warmup_stable_decay",
+        metadata={"help": "Learning rate schedule. The default without `lr_scheduler_kwargs` is that of LLaDA."},
+    )
+    warmup_steps: float = field(default=50, metadata={"help": "Steps, or share of all steps, of linear warm-up."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    max_length: int | None = field(
+        default=4096, metadata={"help": "Longest row in tokens, end-of-text tokens included. Longer ones are cut."}
+    )
+    eos_fill: str = field(
+        default="longest",
+        metadata={
+            "help": "How far a complete response is filled with end-of-text tokens.",
+            "choices": ["longest", "multiple", "fixed", "none"],
+        },
+    )
+    eos_fill_length: int | None = field(
+        default=None, metadata={"help": "Length in tokens for `eos_fill` 'multiple' and 'fixed'."}
+    )
+    min_eos: int = field(
+        default=1, metadata={"help": "Number of end-of-text tokens that a complete response ends with, at least."}
+    )
+    multi_turn: str = field(
+        default="sample",
+        metadata={
+            "help": "Which answers of a conversation are trained on.",
+            "choices": ["last", "sample", "all"],
+        },
+    )
+    assistant_only_loss: bool | None = field(
+        default=None,
+        metadata={"help": "Whether only answers are trained on. If not given: yes for `messages`."},
+    )
+
+    def __post_init__(self):
+        refused = {
+            "packing": "attention reaches over the documents of a packed row. Write `packing=False`",
+            "eval_packing": "attention reaches over the documents of a packed row. Write `eval_packing=False`",
+            "padding_free": "attention reaches over the documents of a flattened batch. Write `padding_free=False`",
+        }
+        for name, reason in refused.items():
+            if getattr(self, name):
+                raise ValueError(f"`{name}=True` is not supported: {reason}.")
+        if self.truncation_mode != "keep_start":
+            raise ValueError(
+                f"`truncation_mode={self.truncation_mode!r}` is not supported: it would cut off the prompt and leave "
+                "an answer to nothing. Write `truncation_mode='keep_start'`."
+            )
+        if self.loss_type not in ("nll", "chunked_nll"):
+            raise ValueError(
+                f"`loss_type={self.loss_type!r}` is not supported: the loss is the likelihood bound. Write "
+                "`loss_type='nll'`, and `loss_weighting='uniform'` for an unweighted cross entropy."
+            )
+        super().__post_init__()
+
+
+__all__ = ["LLaDASFTConfig"]

@@ -1,0 +1,209 @@
+"""Supervised fine-tuning of masked diffusion language models on top of TRL."""
+
+import copy
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import LoraConfig, PeftConfig, PromptLearningConfig
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+from trl.data_utils import get_dataset_column_names, is_conversational, is_conversational_from_value
+from trl.trainer.utils import get_config_model_id
+
+from ..modeling_llada.adapters import LORA_TARGET_MODULES
+from .data_collator import DataCollatorForMaskedDiffusion
+from .diffusion_arguments import as_arguments
+from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id
+from .sft_config import LLaDASFTConfig
+from .training_template import find_training_template
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells the collator which epoch it is, so that it draws other answers of a conversation than in the last one."""
+
+    def __init__(self, collator: DataCollatorForMaskedDiffusion):
+        self.collator = collator
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.collator.epoch.fill_(int(state.epoch or 0))
+
+
+class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
+    """
+    Supervised fine-tuning of a masked diffusion language model (arXiv 2502.09992, §2.3): only tokens of the response
+    are masked, and the model learns to predict them from the prompt and from what is left of the response.
+
+    A drop-in for [`~trl.SFTTrainer`]: the same datasets, chat templates, PEFT and callbacks. What is different:
+
+    - `prompt` and `completion` data trains the completion; `messages` data trains answers, see
+      [`LLaDASFTConfig.multi_turn`]; `text` data trains every token, which is the objective of pre-training.
+    - Complete responses are filled with end-of-text tokens that are trained, see [`LLaDASFTConfig.eos_fill`].
+    - Logs hold the cross entropy (`*_ce`) and accuracy of the masked tokens, separately for content and end-of-text,
+      and by quartile of the mask ratio (`ce_q1` ... `ce_q4`). Evaluations hold `nll_bound`, a bound on the negative
+      log-likelihood in nats per response token, and `ppl_bound`. The response there ends with `min_eos` end-of-text
+      tokens, without the fill.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model, or the id or path of one.
+        args ([`LLaDASFTConfig`], *optional*):
+            Arguments. A [`~trl.SFTConfig`] or [`~transformers.TrainingArguments`] keeps its values.
+        data_collator (`Callable`, *optional*):
+            Defaults to [`DataCollatorForMaskedDiffusion`] with the settings of `args`.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Examples of one of the types above, or tokenised with `input_ids` and `labels`.
+        eval_dataset (*optional*):
+            As `train_dataset`, or a `dict` of such.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer. Loaded from where the model comes from if not given.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train. A [`~peft.LoraConfig`] without `target_modules` gets the linear layers of every block.
+        kwargs (*optional*):
+            Further arguments of [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, `quantization_config`, ...
+
+    Raises:
+        ValueError: If a setting cannot work with masked diffusion, with what to write instead.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from llada import LLaDASFTConfig, LLaDASFTTrainer
+
+    >>> dataset = Dataset.from_dict({"prompt": ["2 + 2 ="], "completion": [" 4"]})
+    >>> trainer = LLaDASFTTrainer(
+    ...     model="GSAI-ML/LLaDA-8B-Base", args=LLaDASFTConfig("llada-sums"), train_dataset=dataset
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["llada", "masked-diffusion", "sft", "trl"]
+    _name = "LLaDA-SFT"
+    # constant, then linear to a tenth over the last tenth
+    _stages = ((0.0, 1.0), (0.9, 1.0), (1.0, 0.1))
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | Any",
+        args: LLaDASFTConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` is not supported: logits are computed for masked tokens only. Leave it out; "
+                    "evaluations report `nll_bound`, `ppl_bound` and accuracies."
+                )
+        model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+        args = as_arguments(args, LLaDASFTConfig, f"{model_id.split('/')[-1]}-SFT")
+        loading = {"trust_remote_code": args.trust_remote_code}
+        if isinstance(model, str):
+            loading["revision"] = (args.model_init_kwargs or {}).get("revision")
+            find_mask_token_id(AutoConfig.from_pretrained(model_id, **loading))
+        else:
+            find_mask_token_id(model.config)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model_id, **loading)
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise ValueError(
+                f"`processing_class` is a {type(processing_class).__name__}; write the tokenizer, the models of this "
+                "package read text only."
+            )
+        eos_token_id = processing_class.eos_token_id
+        if args.eos_token is not None:
+            eos_token_id = processing_class.convert_tokens_to_ids(args.eos_token)
+        if eos_token_id is None:
+            raise ValueError("The tokenizer has no end-of-text token; set `tokenizer.eos_token` or `args.eos_token`.")
+        if data_collator is None:
+            data_collator = DataCollatorForMaskedDiffusion(
+                eos_token_id=eos_token_id,
+                pad_token_id=processing_class.pad_token_id,
+                eos_fill=args.eos_fill,
+                eos_fill_length=args.eos_fill_length,
+                min_eos=args.min_eos,
+                max_length=args.max_length,
+                multi_turn=args.multi_turn,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+                seed=args.seed,
+            )
+
+        original_template = training_template = processing_class.chat_template
+        if train_dataset is not None:
+            example = next(iter(train_dataset))
+            conversational = is_conversational(example) or is_conversational_from_value(example)
+            if args.assistant_only_loss is None:
+                # the completion of a prompt is an answer already
+                args.assistant_only_loss = conversational and "prompt" not in example
+            if conversational and args.chat_template_path is None:
+                training_template = find_training_template(processing_class) or original_template
+            self._refuse_unused_masks(args, train_dataset)
+        processing_class.chat_template = training_template
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=_complete(peft_config),
+                **kwargs,
+            )
+        finally:
+            # what is saved is the template that was published
+            if args.chat_template_path is None:
+                processing_class.chat_template = original_template
+        if training_template != original_template:
+            # `evaluate` prepares datasets, too
+            self.chat_template = training_template
+        self._init_diffusion(eos_token_id)
+        if isinstance(data_collator, DataCollatorForMaskedDiffusion):
+            self.add_callback(_TellEpoch(data_collator))
+
+    @staticmethod
+    def _refuse_unused_masks(args: LLaDASFTConfig, dataset: Dataset | IterableDataset) -> None:
+        if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            return
+        columns = set(get_dataset_column_names(dataset))
+        if "labels" not in columns and columns & {"completion_mask", "assistant_masks"}:
+            raise ValueError(
+                "`skip_prepare_dataset` leaves `completion_mask` and `assistant_masks` unread, so that prompts would "
+                "be masked, too. Add a `labels` column with -100 outside the response, or drop `skip_prepare_dataset`."
+            )
+
+
+def _complete(peft_config: PeftConfig | None) -> PeftConfig | None:
+    """The adapter with target modules, if it is one that can be trained."""
+    if isinstance(peft_config, PromptLearningConfig):
+        raise ValueError(
+            f"`peft_config` is a {type(peft_config).__name__}, whose virtual tokens shift the positions that the "
+            "masks refer to. Write a `LoraConfig`."
+        )
+    if isinstance(peft_config, LoraConfig) and not (peft_config.target_modules or peft_config.target_parameters):
+        peft_config = copy.deepcopy(peft_config)
+        peft_config.target_modules = set(LORA_TARGET_MODULES)
+    return peft_config
+
+
+__all__ = ["LLaDASFTTrainer"]
