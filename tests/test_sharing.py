@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from golden import Golden
-from hub_standin import Hub
+from hub_standin import Hub, card_data
 from huggingface_hub.errors import HfHubHTTPError
+from markdown_code import run_blocks
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load
 from transformers import (
@@ -18,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from llada import DiffusionGenerationConfig, LLaDAModelLM
+from llada import DiffusionGenerationConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
 
 
 INPUT_IDS = torch.tensor([[40, 41, 300, 300, 42, 43]])
@@ -186,3 +188,45 @@ def test_refusals_reach_the_user(hub: Hub, pushed: str, model: LLaDAModelLM) -> 
     with pytest.raises(HfHubHTTPError, match="403"):
         model.push_to_hub(pushed, token="hf_bob")
     assert set(hub.repos) == {pushed}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_training_run_comes_back(
+    lora: bool, hub: Hub, pushed: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    base = AutoModelForMaskedLM.from_pretrained(pushed)
+    before = logits(base)
+    trainer = LLaDASFTTrainer(
+        model=base,
+        args=LLaDASFTConfig(
+            output_dir=str(tmp_path / "run"),
+            hub_model_id="ada/run",
+            learning_rate=1e-2,
+            max_steps=2,
+            per_device_train_batch_size=2,
+            warmup_steps=0,
+            report_to="none",
+            use_cpu=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "1 + 1 =", "completion": " 2"}] * 4),
+        processing_class=tiny_tokenizer,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4) if lora else None,
+    )
+    trainer.train()
+    trainer.push_to_hub(dataset_name="ada/sums")
+
+    files = hub.repos["ada/run"].files
+    assert ("adapter_model.safetensors" in files, "model.safetensors" in files) == (lora, not lora)
+    pulled = AutoModelForMaskedLM.from_pretrained("ada/run").eval()
+    torch.testing.assert_close(logits(pulled), logits(trainer.model.eval()), atol=1e-5, rtol=0)
+    assert (logits(pulled) - before).abs().max() > 1e-3
+    assert AutoTokenizer.from_pretrained("ada/run").mask_token_id == 300
+
+    card = files["README.md"].decode()
+    data = card_data(card)
+    assert (data["base_model"], data["datasets"]) == (pushed, "ada/sums")
+    assert data["library_name"] == ("peft" if lora else "transformers")
+    assert {"llada", "masked-diffusion", "sft", "trl"} <= set(data["tags"])
+    assert "| steps | 2 |" in card
+    _, printed = run_blocks(card, "card")
+    assert " of France is Paris." in printed
