@@ -276,9 +276,10 @@ class LLaDAGenerationMixin(GenerationMixin):
         tokens, attention_mask = given["input_ids"], given.get("attention_mask")
         if tokens is None or tokens.ndim != 2 or 0 in tokens.shape:
             shape = None if tokens is None else tuple(tokens.shape)
+            start = "" if config.bos_token_id is None else f" ({config.bos_token_id})"
             raise ValueError(
                 f"`input_ids` must hold at least one token per row, shape `(batch, length)`, but is {shape}. For text "
-                f"out of nothing give the start token, `[[{config.bos_token_id}]]`."
+                f"out of nothing give a start token{start}."
             )
         given["input_ids"] = tokens.long()
         if attention_mask is not None:

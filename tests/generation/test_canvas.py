@@ -1,0 +1,117 @@
+"""The parts of the sampling loop, one by one."""
+
+import pytest
+import torch
+
+from llada.generation.canvas import Canvas, Delta
+from llada.generation.regions import Region
+from llada.generation.scores import confidence
+from llada.generation.selection import QuotaSelector, share_out
+
+
+MASK = 9
+
+
+def delta(positions, tokens, step=0):
+    positions, tokens = torch.tensor(positions, dtype=torch.bool), torch.tensor(tokens)
+    return Delta(step, 0, positions, tokens, torch.full(tokens.shape, 0.5), closes_block=False)
+
+
+class TestCanvas:
+    def test_a_delta_changes_what_it_names(self):
+        canvas = Canvas.after_prompt(torch.tensor([[1, 2]]), 3, MASK)
+        canvas.apply(delta([[0, 0, 0, 1, 0]], [[1, 2, MASK, 7, MASK]], step=4))
+        assert canvas.tokens.tolist() == [[1, 2, MASK, 7, MASK]]
+        assert canvas.masked.tolist() == [[False, False, True, False, True]]
+        assert canvas.step_of.tolist() == [[-1, -1, -1, 4, -1]]
+        assert canvas.confidence.tolist() == [[0, 0, 0, 0.5, 0]]
+
+    def test_frozen_positions_never_change(self):
+        canvas = Canvas.after_prompt(torch.tensor([[1, MASK]]), 1, MASK)
+        assert canvas.masked.tolist() == [[False, False, True]]
+        canvas.apply(delta([[1, 1, 1]], [[5, 6, 7]]))
+        assert canvas.tokens.tolist() == [[1, MASK, 7]]
+
+    def test_a_committed_mask_leaves_the_position_masked(self):
+        canvas = Canvas.after_prompt(torch.tensor([[1]]), 2, MASK)
+        canvas.apply(delta([[0, 1, 1]], [[1, MASK, 4]]))
+        assert canvas.masked.tolist() == [[False, True, False]]
+        assert canvas.step_of.tolist() == [[-1, -1, 0]]
+
+    def test_a_finished_row_is_filled_and_leaves(self):
+        canvas = Canvas.after_prompt(torch.tensor([[1], [2]]), 3, MASK)
+        canvas.finish(0, 2, fill=0)
+        assert canvas.tokens.tolist() == [[1, MASK, 0, 0], [2, MASK, MASK, MASK]]
+        assert canvas.masked.tolist() == [[False, True, False, False], [False, True, True, True]]
+        assert canvas.active == [1]
+        assert canvas.ends == [2, 4]
+
+    def test_text_on_the_right(self):
+        tokens = torch.tensor([[MASK, 1, MASK, 0]])
+        frozen = torch.tensor([[False, True, False, True]])
+        assert Canvas(tokens, frozen, MASK).has_suffix.tolist() == [[True, True, True, False]]
+        padded = Canvas(tokens, frozen, MASK, torch.tensor([[1, 1, 1, 0]]))
+        assert padded.has_suffix.tolist() == [[True, False, False, False]]
+
+
+class TestRegion:
+    def test_blocks_begin_at_the_first_mask_of_each_row(self):
+        tokens = torch.tensor([[1, MASK, MASK, MASK, MASK, MASK], [1, 1, 1, MASK, 2, MASK]])
+        region = Region(Canvas(tokens, tokens != MASK, MASK), block_length=2)
+        assert region.num_masked == [[2, 2, 1], [1, 1, 0]]
+        reached = [block.reached.tolist() for block in region]
+        assert reached[0] == [[True, True, True, False, False, False], [True] * 5 + [False]]
+        assert reached[2] == [[True] * 6] * 2
+
+    @pytest.mark.parametrize("block_length", [None, 4, 99])
+    def test_one_block(self, block_length):
+        region = Region(Canvas.after_prompt(torch.tensor([[1, 2]]), 4, MASK), block_length)
+        assert region.num_masked == [[4]]
+        assert len(list(region)) == 1
+
+
+class TestQuota:
+    @pytest.mark.parametrize(
+        ("masks", "steps", "expected"), [(10, 4, [3, 3, 2, 2]), (4, 6, [1, 1, 1, 1, 0, 0]), (5, 5, [1] * 5)]
+    )
+    def test_as_published(self, masks, steps, expected):
+        assert share_out(masks, steps) == expected
+
+    def selector(self, **settings):
+        tokens = torch.tensor([[MASK] * 5, [1, MASK, MASK, 1, 1]])
+        region = Region(Canvas(tokens, tokens != MASK, MASK), block_length=3)
+        selector = QuotaSelector(region, **settings)
+        return [selector.steps(block) for block in region]
+
+    def test_every_row_has_its_own_schedule(self):
+        assert self.selector() == [[[1, 1], [1, 1], [1, 0]], [[1, 0], [1, 0]]]
+        assert self.selector(max_denoising_steps=2) == [[[2, 1], [1, 1]], [[1, 0], [1, 0]]]
+        # the second row has all its masks in one block, and all three steps
+        assert self.selector(steps=3) == [[[2, 1], [1, 1]], [[2, 0]]]
+
+    def test_idle_steps(self):
+        assert self.selector(max_denoising_steps=4)[1] == [[1, 0], [1, 0]]
+        kept = self.selector(max_denoising_steps=4, keep_idle_steps=True)
+        assert kept[1] == [[1, 0], [1, 0], [0, 0], [0, 0]]
+
+    def test_too_few_steps(self):
+        with pytest.raises(ValueError, match="`steps=1` is fewer than the 2 blocks"):
+            self.selector(steps=1)
+
+    def test_the_best_eligible_positions_are_selected(self):
+        inf = torch.inf
+        scores = torch.tensor([[0.1, -inf, 0.9, 0.5], [-inf, -inf, -0.5, -inf], [0.3, 0.2, 0.1, 0.4]])
+        selected = QuotaSelector.select(scores, [2, 3, 0])
+        assert selected.tolist() == [
+            [False, False, True, True],
+            [False, False, True, False],
+            [False, False, False, False],
+        ]
+
+
+def test_confidence_is_the_probability_of_the_token():
+    logits = torch.randn(5, 11)
+    tokens = torch.randint(11, (5,))
+    expected = logits.softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+    assert torch.allclose(confidence(logits, tokens), expected, atol=1e-6)
+    assert confidence(logits.bfloat16(), tokens).dtype == torch.float32

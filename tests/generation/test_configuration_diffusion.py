@@ -1,0 +1,131 @@
+"""The generation config: its checks, its names, its presets."""
+
+import pytest
+from transformers import GenerationConfig
+
+from llada import DiffusionGenerationConfig, LLaDAConfig
+from llada.generation import preset
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_length": 0}, "`block_length` must be a positive integer, but is 0"),
+        ({"steps": 1.5}, "`steps` must be a positive integer, but is 1.5"),
+        ({"max_denoising_steps": True}, "`max_denoising_steps` must be a positive integer, but is True"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be a positive integer"),
+        ({"remasking": "entropy"}, "`remasking` must be one of .*'low_confidence', 'random'.* but is 'entropy'"),
+        ({"suppress_eos": "yes"}, "`suppress_eos` must be one of .*'logits', 'confidence'.* but is 'yes'"),
+        ({"rng_compat": "dream"}, "`rng_compat` must be one of .*'llada'.* but is 'dream'"),
+        ({"rng_compat": "llada", "eos_early_stop": True}, "eos_early_stop=False"),
+        ({"steps": 4, "max_denoising_steps": 4}, "set the same thing"),
+        ({"cfg_scale": 1.0, "guidance_scale": 2.0}, "set the same thing"),
+        ({"cfg_scale": -0.5}, "`cfg_scale` must be at least 0"),
+        ({"guidance_scale": 0.5}, "`guidance_scale` must be at least 1"),
+        ({"temperature": -1.0}, "`temperature` must be at least 0"),
+        ({"temperature": 0.0, "do_sample": True}, "is greedy"),
+        ({"num_beams": 4}, "`num_beams=4`: beam search"),
+        ({"prompt_lookup_num_tokens": 3}, "left to right"),
+        ({"token_healing": True}, "infill"),
+        ({"output_attentions": True}, "forward pass"),
+        ({"mask_id": 126336}, "write `mask_token_id`"),
+        ({"logits_eos_inf": True}, 'write `suppress_eos="logits"`'),
+        ({"confidence_eos_eot_inf": True}, 'write `suppress_eos="confidence"`'),
+        ({"stepss": 3}, "write `steps`"),
+        ({"zzzz": 3}, "Unknown generation setting: `zzzz`."),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionGenerationConfig(**settings)
+
+
+def test_checks_hold_on_update_too():
+    with pytest.raises(ValueError, match="beam search"):
+        DiffusionGenerationConfig().update(num_beams=2)
+
+
+@pytest.mark.parametrize(("temperature", "do_sample"), [(0, False), (0.0, False), (0.7, True)])
+def test_a_temperature_alone_decides_about_sampling(temperature, do_sample):
+    config = DiffusionGenerationConfig(temperature=temperature)
+    assert config.do_sample is do_sample
+    assert config.temperature == (temperature or None)
+
+
+def test_a_greedy_config_can_be_saved(tmp_path):
+    DiffusionGenerationConfig(temperature=0, steps=4).save_pretrained(tmp_path)
+    loaded = DiffusionGenerationConfig.from_pretrained(tmp_path)
+    assert (loaded.do_sample, loaded.temperature, loaded.steps) == (False, None, 4)
+
+
+def test_unset_fields_stay_unset_until_they_are_needed():
+    config = DiffusionGenerationConfig(block_length=8)
+    assert config.max_new_tokens is config.do_sample is config.remasking is None
+    complete = config.with_defaults(LLaDAConfig())
+    assert (complete.block_length, complete.max_new_tokens, complete.do_sample) == (8, 128, False)
+    assert (complete.mask_token_id, complete.eos_token_id, complete.pad_token_id) == (126336, 126081, 126081)
+
+
+def test_defaults_respect_the_other_name_of_a_setting():
+    config = DiffusionGenerationConfig(max_length=20, guidance_scale=1.5).with_defaults(LLaDAConfig())
+    assert config.max_new_tokens is None
+    assert config.cfg_scale is None
+    assert config.guidance == 0.5
+
+
+def test_entries_of_other_programs_survive_a_round_trip(tmp_path):
+    config = DiffusionGenerationConfig.from_dict({"steps": 4, "somebody_elses": [1, 2]})
+    assert config.somebody_elses == [1, 2]
+    config.save_pretrained(tmp_path)
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path).somebody_elses == [1, 2]
+
+
+def test_keyword_arguments_of_from_pretrained(tmp_path):
+    DiffusionGenerationConfig(steps=4).save_pretrained(tmp_path)
+    config, unused = DiffusionGenerationConfig.from_pretrained(tmp_path, steps=8, foreign=1, return_unused_kwargs=True)
+    assert config.steps == 8
+    assert unused == {"foreign": 1}
+
+
+def test_ids_of_the_end_of_text_are_a_list():
+    assert DiffusionGenerationConfig().eos_token_ids == []
+    assert DiffusionGenerationConfig(eos_token_id=3).eos_token_ids == [3]
+    assert DiffusionGenerationConfig(eos_token_id=[3, 4]).eos_token_ids == [3, 4]
+
+
+def test_every_field_is_documented():
+    ours = DiffusionGenerationConfig.field_names() - set(vars(GenerationConfig()))
+    assert ours == {
+        "block_length",
+        "cfg_scale",
+        "eos_early_stop",
+        "mask_token_id",
+        "max_denoising_steps",
+        "output_trace",
+        "remasking",
+        "rng_compat",
+        "steps",
+        "suppress_eos",
+    }
+    for name in ours:
+        assert f"{name} (" in DiffusionGenerationConfig.__doc__
+
+
+class TestPreset:
+    def test_is_a_plain_config_with_the_published_values(self):
+        config = preset("llada")
+        assert isinstance(config, DiffusionGenerationConfig)
+        assert (config.max_new_tokens, config.steps, config.block_length) == (128, 128, 128)
+        assert (config.do_sample, config.cfg_scale, config.remasking) == (False, 0.0, "low_confidence")
+
+    def test_overrides(self):
+        config = preset("llada", max_denoising_steps=8, temperature=0.5)
+        assert (config.steps, config.max_denoising_steps, config.do_sample) == (None, 8, True)
+        assert preset("llada", temperature=0.5, do_sample=False).do_sample is False
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="no preset 'lada'; choose one of .*'llada'"):
+            preset("lada")
+        with pytest.raises(ValueError, match="write `max_new_tokens`"):
+            preset("llada", gen_length=3)
