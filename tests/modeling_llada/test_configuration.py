@@ -144,7 +144,7 @@ def test_head_dim_may_be_repeated_but_not_chosen(tmp_path):
         ({"n_heads": 0}, "`n_heads=0` must be a multiple"),
         ({"d_model": 12, "n_heads": 4}, "Heads are 3 wide, .* choose an even `head_dim`"),
         ({"activation_type": "swiglu"}, "`activation_type='swiglu'` is not an activation of transformers"),
-        ({"rope_scaling": {"rope_type": "spiral"}}, "`rope_scaling=.*spiral.*unknown `rope_type`; choose from default"),
+        ({"rope_scaling": {"rope_type": "spiral"}}, "`rope_scaling=.*spiral.*unknown `rope_type`; choose from def"),
         ({"attention_dropout": 1.0}, "`attention_dropout=1.0` is a probability"),
         ({"embedding_dropout": -0.1}, "`embedding_dropout=-0.1` is a probability"),
         ({"residual_dropout": 2}, "`residual_dropout=2` is a probability"),
