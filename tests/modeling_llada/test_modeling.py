@@ -310,7 +310,7 @@ def test_gradient_checkpointing_changes_no_gradient(model, ids, use_reentrant, m
     plain = gradients()
     assert all(gradient.abs().max() > 0 for gradient in plain.values())
     calls = []
-    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
     model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     checkpointed = gradients()
     # once forward, once for the gradient
@@ -358,9 +358,8 @@ def test_refusals(model, ids, kwargs, message):
 
 
 def test_null_arguments_of_other_models_are_welcome(model, ids):
-    assert torch.equal(
-        model(ids, past_key_values=None, attention_bias=None, use_cache=False).logits, model(ids).logits
-    )
+    null = {"past_key_values": None, "attention_bias": None, "use_cache": False}
+    assert torch.equal(model(ids, **null).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize(
