@@ -1,5 +1,7 @@
 """How published tensor names correspond to the names in memory, in both directions."""
 
+from collections.abc import Iterable
+
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -43,9 +45,27 @@ def llada_layout() -> list[WeightRenaming]:
     return model + layers
 
 
+def in_memory_names(published: Iterable[str]) -> dict[str, str]:
+    """
+    The name in memory of every tensor.
+
+    Args:
+        published (`Iterable[str]`):
+            Names of tensors. Those that are no published ones stand for themselves.
+
+    Returns:
+        `dict[str, str]`: Name in memory by the name given.
+    """
+    layout, names = llada_layout(), {}
+    for name in published:
+        renamed = (renaming.rename_source_key(name) for renaming in layout)
+        names[name] = next((new for new, pattern in renamed if pattern is not None), name)
+    return names
+
+
 def register_checkpoint_layouts() -> None:
     """Tells transformers and PEFT how to read and write published checkpoints. iLLaDA needs no renaming."""
     register_checkpoint_conversion_mapping("llada", llada_layout(), overwrite=True)
 
 
-__all__ = ["LLADA_LAYER_NAMES", "LLADA_MODEL_NAMES", "llada_layout", "register_checkpoint_layouts"]
+__all__ = ["LLADA_LAYER_NAMES", "LLADA_MODEL_NAMES", "in_memory_names", "llada_layout", "register_checkpoint_layouts"]

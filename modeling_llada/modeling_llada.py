@@ -5,7 +5,7 @@ One backbone serves every family. It reads standard field names from the configu
 families (rope precision, dropouts, biases, key-value heads, tying) are fields of the configuration, not other classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from ..generation.configuration_diffusion import DiffusionGenerationConfig
 from ..generation.mixin import LLaDAGenerationMixin
 from .adapters import PublishedAdaptersMixin
 from .attention_masks import expand_attention_mask
+from .checkpoint_layouts import in_memory_names
 from .configuration_base import MaskedDiffusionConfig
 from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
@@ -231,6 +232,16 @@ class LLaDAPreTrainedModel(PublishedAdaptersMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LLaDALayer, "attentions": LLaDAAttention}
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
+        """
+        As in torch, and published names do as well: trainers resume from what `save_pretrained` wrote by calling this,
+        and with `strict=False`.
+        """
+        names = in_memory_names(state_dict)
+        if any(name != published for published, name in names.items()):
+            state_dict = {names[published]: tensor for published, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 class LLaDAModel(LLaDAPreTrainedModel):
