@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
+from ..modeling_llada.checkpoint_layouts import in_memory_names
 from ..modeling_llada.masked_diffusion import (
     content_keys,
     likelihood_bound,
@@ -211,6 +212,14 @@ class MaskedDiffusionTrainerMixin:
             logs["mask_ratio"] = kinds[:, 2].sum().item() / max(trainable, 1)
             logs["num_tokens"] = self._tokens_seen
         super().log(logs, start_time)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # a sharded checkpoint is compared by its published names, although it is loaded, and a tied head is not saved
+        names = in_memory_names(load_result.unexpected_keys)
+        found = {*names.values(), *getattr(self.model, "all_tied_weights_keys", ())}
+        missing = [name for name in load_result.missing_keys if name not in found]
+        unexpected = [published for published, name in names.items() if name not in load_result.missing_keys]
+        super()._issue_warnings_after_load(type(load_result)(missing, unexpected))
 
     @contextmanager
     def _evaluation_collator(self):

@@ -17,7 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 from trl import SFTTrainer
-from trl.data_utils import get_dataset_column_names, is_conversational, is_conversational_from_value
+from trl.data_utils import (
+    get_dataset_column_names,
+    is_conversational,
+    is_conversational_from_value,
+    maybe_convert_to_chatml,
+)
 from trl.trainer.utils import get_config_model_id
 
 from ..modeling_llada.adapters import LORA_TARGET_MODULES
@@ -148,17 +153,22 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 seed=args.seed,
             )
 
-        original_template = training_template = processing_class.chat_template
+        self._training_template: str | None = None
         if train_dataset is not None:
+            self._refuse_unused_masks(args, train_dataset)
             example = next(iter(train_dataset))
-            conversational = is_conversational(example) or is_conversational_from_value(example)
+            if is_conversational_from_value(example):
+                # the base converts them, too, but after it has looked for conversations
+                train_dataset = train_dataset.map(maybe_convert_to_chatml, remove_columns="conversations")
+                example = next(iter(train_dataset))
             if args.assistant_only_loss is None:
                 # the completion of a prompt is an answer already
-                args.assistant_only_loss = conversational and "prompt" not in example
-            if conversational and args.chat_template_path is None:
-                training_template = find_training_template(processing_class) or original_template
-            self._refuse_unused_masks(args, train_dataset)
-        processing_class.chat_template = training_template
+                args.assistant_only_loss = is_conversational(example) and "prompt" not in example
+            if is_conversational(example) and args.chat_template_path is None:
+                self._training_template = find_training_template(processing_class)
+        published_template = processing_class.chat_template
+        if self._training_template is not None:
+            processing_class.chat_template = self._training_template
         try:
             super().__init__(
                 model=model,
@@ -172,14 +182,17 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             )
         finally:
             # what is saved is the template that was published
-            if args.chat_template_path is None:
-                processing_class.chat_template = original_template
-        if training_template != original_template:
-            # `evaluate` prepares datasets, too
-            self.chat_template = training_template
+            if self._training_template is not None:
+                processing_class.chat_template = published_template
         self._init_diffusion(eos_token_id)
         if isinstance(data_collator, DataCollatorForMaskedDiffusion):
             self.add_callback(_TellEpoch(data_collator))
+
+    def _prepare_dataset(self, dataset: Any, *args, **kwargs) -> Any:
+        # streams are tokenised later, and `evaluate` prepares datasets, when the tokenizer has its own template again
+        if self._training_template is not None:
+            self.chat_template = self._training_template
+        return super()._prepare_dataset(dataset, *args, **kwargs)
 
     @staticmethod
     def _refuse_unused_masks(args: LLaDASFTConfig, dataset: Dataset | IterableDataset) -> None:
