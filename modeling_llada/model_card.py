@@ -89,7 +89,7 @@ print(tokenizer.decode(model.infill(**inputs)[0], skip_special_tokens=True))
 
 
 def _is_repo_id(name: str | None) -> bool:
-    return bool(name) and _REPO_ID.fullmatch(name) is not None and not os.path.exists(name)
+    return name is not None and _REPO_ID.fullmatch(name) is not None and not os.path.exists(name)
 
 
 def create_model_card(
