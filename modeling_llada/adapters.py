@@ -40,16 +40,19 @@ _PUBLISHED_NAMES -= _parts((*LLADA_LAYER_NAMES.values(), *LLADA_MODEL_NAMES.valu
 
 def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
     """Name in memory of every layer that the published code has too -> its name there."""
-    layers = {name: published for published, name in LLADA_LAYER_NAMES.items()}
-    names = {name: published for published, name in LLADA_MODEL_NAMES.items()}
+    outside = {name: published for published, name in LLADA_MODEL_NAMES.items()}
+    inside = {name: published for published, name in LLADA_LAYER_NAMES.items()}
     # a tied head is no module in the published code
     if model.config.tie_word_embeddings:
-        del names["lm_head"]
+        del outside["lm_head"]
+    names = {}
     for name, _ in model.named_modules():
-        _, _, place = name.partition("model.layers.")
-        index, _, leaf = place.partition(".")
-        if leaf in layers:
-            names[name] = f"model.transformer.blocks.{index}.{layers[leaf]}"
+        whole = f"model.{name}" if model.base_model is model else name
+        index, _, leaf = whole.removeprefix("model.layers.").partition(".")
+        if whole in outside:
+            names[name] = outside[whole]
+        elif leaf in inside:
+            names[name] = f"model.transformer.blocks.{index}.{inside[leaf]}"
     return names
 
 
