@@ -18,11 +18,9 @@ class Delta:
         positions (`torch.BoolTensor` of shape `(batch, length)`):
             The positions that change.
         tokens (`torch.LongTensor` of shape `(batch, length)`):
-            Their new tokens; the tokens before elsewhere.
+            Their new tokens, the mask token where a position is taken back; the tokens before elsewhere.
         confidence (`torch.FloatTensor` of shape `(batch, length)`):
             How sure the model was of each, between 0 and 1; 0 elsewhere.
-        closes_block (`bool`):
-            Whether this is the last step of its block.
     """
 
     step: int
@@ -30,7 +28,6 @@ class Delta:
     positions: torch.Tensor
     tokens: torch.Tensor
     confidence: torch.Tensor
-    closes_block: bool
 
 
 class Canvas:
@@ -38,7 +35,7 @@ class Canvas:
     A batch of partly masked sequences.
 
     Which positions may change is kept explicitly: `frozen` ones never do, whatever their token is, so a mask token
-    that the caller gave as text would stay. A row that is not `active` takes no part in further forward passes.
+    that the caller gave as text would stay. Nothing here waits for the device.
 
     Args:
         tokens (`torch.LongTensor` of shape `(batch, length)`):
@@ -54,13 +51,17 @@ class Canvas:
         masked (`torch.BoolTensor` of shape `(batch, length)`):
             The positions that are still to be decided.
         step_of (`torch.IntTensor` of shape `(batch, length)`):
-            The step each position was decided in, -1 if it was given or is undecided.
+            The step each position got its token in, -1 if it was given or is undecided.
         confidence (`torch.FloatTensor` of shape `(batch, length)`):
             How sure the model was when it decided, 0 if it did not.
-        active (`list[int]`):
-            The rows that are not finished.
-        ends (`list[int]`):
+        finished (`torch.BoolTensor` of shape `(batch,)`):
+            The rows that ended before the canvas did.
+        ends (`torch.LongTensor` of shape `(batch,)`):
             Length of each row, without what was filled in after its end.
+        padding (`torch.LongTensor` of shape `(batch,)`):
+            Number of padding positions before the text of each row.
+        has_suffix (`torch.BoolTensor` of shape `(batch, length)`):
+            Whether text that the caller gave stands to the right of a position.
     """
 
     def __init__(
@@ -77,10 +78,14 @@ class Canvas:
         self.masked = ~frozen & (tokens == mask_token_id)
         self.step_of = torch.full_like(tokens, -1, dtype=torch.int32)
         self.confidence = torch.zeros_like(tokens, dtype=torch.float32)
-        self.active = list(range(tokens.shape[0]))
-        self.ends = [tokens.shape[1]] * tokens.shape[0]
-        # text that the caller gave to the right of a position: no end of text may come before it
-        given = frozen if attention_mask is None else frozen & attention_mask.bool()
+        self.finished = torch.zeros_like(frozen[:, 0])
+        self.ends = torch.full_like(tokens[:, 0], tokens.shape[1])
+        if attention_mask is None:
+            self.padding = torch.zeros_like(self.ends)
+            given = frozen
+        else:
+            self.padding = (attention_mask.cumsum(1) == 0).sum(1)
+            given = frozen & attention_mask.bool()
         self.has_suffix = given.flip(1).cumsum(1).flip(1) > given
 
     @classmethod
@@ -90,38 +95,64 @@ class Canvas:
         num_new_tokens: int,
         mask_token_id: int,
         attention_mask: torch.Tensor | None = None,
+        multiple_of: int = 1,
     ) -> "Canvas":
-        """A frozen prompt of shape `(batch, prompt_length)`, followed by `num_new_tokens` masks."""
-        masks = prompt.new_full((prompt.shape[0], num_new_tokens), mask_token_id)
-        frozen = torch.ones_like(prompt, dtype=torch.bool)
+        """
+        A frozen prompt of shape `(batch, prompt_length)`, followed by `num_new_tokens` masks, and by more until the
+        text of each row, without padding, has a length that is a multiple of `multiple_of`.
+        """
+        attention_mask = torch.ones_like(prompt) if attention_mask is None and multiple_of > 1 else attention_mask
+        text = prompt.shape[1] if attention_mask is None else attention_mask.sum(1)  # [batch]
+        extra = -(text + num_new_tokens) % multiple_of
+        num_masks = num_new_tokens + int(torch.as_tensor(extra).max())
+        masks = prompt.new_full((prompt.shape[0], num_masks), mask_token_id)
+        tokens = torch.cat([prompt, masks], dim=1)
+        frozen = torch.zeros_like(tokens, dtype=torch.bool)
+        frozen[:, : prompt.shape[1]] = True
         if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, torch.ones_like(masks, dtype=attention_mask.dtype)], dim=1)
-        return cls(
-            torch.cat([prompt, masks], dim=1),
-            torch.cat([frozen, torch.zeros_like(masks, dtype=torch.bool)], dim=1),
-            mask_token_id,
-            attention_mask,
-        )
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(masks.shape)], dim=1)
+            # rows that need fewer extra masks than others end earlier
+            beyond = torch.arange(num_masks, device=prompt.device) >= torch.as_tensor(num_new_tokens + extra).view(
+                -1, 1
+            )
+            frozen[:, prompt.shape[1] :] |= beyond
+            attention_mask[:, prompt.shape[1] :] = attention_mask[:, prompt.shape[1] :].masked_fill(beyond, 0)
+        return cls(tokens, frozen, mask_token_id, attention_mask)
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """`torch.LongTensor` of shape `(batch, length)`: Positions in the text of each row, 0 in padding before it."""
+        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (positions - self.padding.unsqueeze(1)).clamp(min=0)
 
     def apply(self, delta: Delta) -> None:
         """Carries out a step. Frozen positions stay, whatever the delta says."""
         changes = delta.positions & ~self.frozen
         self.tokens = torch.where(changes, delta.tokens, self.tokens)
-        self.masked = ~self.frozen & torch.where(changes, delta.tokens == self.mask_token_id, self.masked)
-        decided = changes & ~self.masked
-        self.step_of = self.step_of.masked_fill(decided, delta.step)
-        self.confidence = torch.where(decided, delta.confidence, self.confidence)
+        self.masked = torch.where(changes, delta.tokens == self.mask_token_id, self.masked)
+        self.step_of = self.step_of.masked_fill(changes, -1).masked_fill(changes & ~self.masked, delta.step)
+        self.confidence = torch.where(changes, delta.confidence.masked_fill(self.masked, 0.0), self.confidence)
 
-    def finish(self, row: int, length: int, fill: int) -> None:
-        """Ends a row: its first `length` positions stay, the rest reads `fill`, and it leaves the batch."""
-        rest = ~self.frozen[row]
-        rest[:length] = False
-        self.tokens[row] = self.tokens[row].masked_fill(rest, fill)
-        self.masked[row] &= ~rest
-        self.step_of[row] = self.step_of[row].masked_fill(rest, -1)
-        self.confidence[row] = self.confidence[row].masked_fill(rest, 0.0)
-        self.ends[row] = length
-        self.active.remove(row)
+    def finish(self, rows: torch.Tensor, ends: torch.Tensor, fill: int) -> None:
+        """
+        Ends rows: what stands at `ends` and after reads `fill` and is decided.
+
+        Args:
+            rows (`torch.BoolTensor` of shape `(batch,)`):
+                The rows to end.
+            ends (`torch.LongTensor` of shape `(batch,)`):
+                Their lengths.
+            fill (`int`):
+                Id to put after the end.
+        """
+        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        rest = rows.unsqueeze(1) & (positions >= ends.unsqueeze(1)) & ~self.frozen
+        self.tokens = self.tokens.masked_fill(rest, fill)
+        self.masked = self.masked & ~rest
+        self.step_of = self.step_of.masked_fill(rest, -1)
+        self.confidence = self.confidence.masked_fill(rest, 0.0)
+        self.finished = self.finished | rows
+        self.ends = torch.where(rows, ends, self.ends)
 
 
 __all__ = ["Canvas", "Delta"]

@@ -1,14 +1,22 @@
 """The reverse process: from masks to text, step by step (arXiv 2502.09992, §2.4)."""
 
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Sequence
 
 from .canvas import Canvas, Delta
 from .forwards import FullForward
 from .proposals import Proposer
-from .regions import Region
-from .selection import QuotaSelector
+from .regions import Block, Region
+from .selection import Selector
+
+
+class Listener:
+    """Base of what follows the sampling: streamers, traces, stopping rules, rollouts."""
+
+    def on_step(self, canvas: Canvas, delta: Delta) -> None:
+        """Called after every step, when the canvas has changed."""
+
+    def on_block_end(self, canvas: Canvas, block: Block) -> None:
+        """Called when a block is finished."""
 
 
 def denoise(
@@ -16,17 +24,18 @@ def denoise(
     region: Region,
     forward: FullForward,
     propose: Proposer,
-    selector: QuotaSelector,
-) -> Iterator[Delta]:
+    selector: Selector,
+    listeners: Sequence[Listener] = (),
+) -> None:
     """
-    Fills the masks of a canvas and yields what every step changed, after it changed.
+    Fills the masks of a canvas.
 
-    1. For each block of the region, for each step that the selector has planned for it:
-        a. Find the positions that may change: masked, reached, in a row that commits something in this step.
+    1. For each block of the region, until nothing in it is to be decided:
+        a. Find the positions that may change. Their number is the only thing a step waits for the device to tell.
         b. Run the model, with the head at these positions only.
         c. Propose a token for each and score it.
         d. Select the positions to commit.
-        e. Change the canvas, and tell the caller. The caller may finish rows before the next step.
+        e. Change the canvas, and tell the listeners. They may finish rows.
 
     Args:
         canvas ([`Canvas`]):
@@ -37,44 +46,42 @@ def denoise(
             Computes logits.
         propose ([`Proposer`]):
             Turns logits into tokens and scores.
-        selector ([`QuotaSelector`]):
-            Plans the steps and chooses the positions to commit.
+        selector ([`Selector`]):
+            Chooses the positions to commit.
+        listeners (`Sequence[Listener]`, *optional*):
+            Told of every step.
     """
     step = 0
     # 1. blocks and steps
     for block in region:
-        quotas = selector.steps(block)
-        for number, quota in enumerate(quotas):
-            quota = [count if row in canvas.active else 0 for row, count in enumerate(quota)]
-            rows = [row for row, count in enumerate(quota) if count]
-            if not rows:
+        selector.begin(canvas, block)
+        forward.begin(canvas, block)
+        # 1.a. eligible positions
+        while (eligible := selector.eligible(canvas, block)) is not None:
+            counts = eligible.sum(1).tolist()
+            if not any(counts):
+                if not selector.keeps_idle_steps:
+                    break
                 propose.skip(canvas)
                 continue
-            # 1.a. eligible positions
-            eligible = canvas.masked & block.reached
-            if len(rows) < len(quota):
-                taking_part = torch.tensor([count > 0 for count in quota], device=eligible.device)
-                eligible = eligible & taking_part.unsqueeze(1)
+            index = (~eligible).flatten().argsort(stable=True)[: sum(counts)]
             # 1.b. and 1.c. logits, tokens, scores
-            tokens, scores, confidence = propose(forward(canvas, eligible, rows), canvas, eligible)
+            proposal = propose(forward(canvas, eligible, counts), canvas, index)
             # 1.d. positions to commit
-            committed = selector.select(_spread(scores, eligible, -torch.inf), quota)
-            # 1.e. the change
             delta = Delta(
                 step=step,
                 block=block.index,
-                positions=committed,
-                tokens=canvas.tokens.masked_scatter(eligible, tokens),
-                confidence=_spread(confidence, eligible, 0.0),
-                closes_block=not any(map(any, quotas[number + 1 :])),
+                positions=selector.select(proposal, canvas, block),
+                tokens=proposal.spread(proposal.tokens, canvas.tokens),
+                confidence=proposal.spread(proposal.confidence, 0.0),
             )
+            # 1.e. the change
             canvas.apply(delta)
-            yield delta
+            for listener in listeners:
+                listener.on_step(canvas, delta)
             step += 1
+        for listener in listeners:
+            listener.on_block_end(canvas, block)
 
 
-def _spread(values: torch.Tensor, where: torch.Tensor, elsewhere: float) -> torch.Tensor:
-    return torch.full_like(where, elsewhere, dtype=values.dtype).masked_scatter(where, values)
-
-
-__all__ = ["denoise"]
+__all__ = ["Listener", "denoise"]

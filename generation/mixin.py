@@ -10,13 +10,13 @@ from transformers.utils import ModelOutput, logging
 
 from .canvas import Canvas
 from .configuration_diffusion import EXCLUSIVE, DiffusionGenerationConfig, read_temperature, refuse_unknown
-from .denoising import denoise
+from .denoising import Listener, denoise
 from .forwards import FullForward
-from .positional import PositionalProcessors, left_padding
+from .positional import PositionalProcessors
 from .proposals import Proposer, ReferenceProposer
 from .regions import Region
 from .selection import QuotaSelector
-from .stopping import Stopper, stopping_criteria_of
+from .stopping import CriteriaStopper, EndOfTextStopper, stopping_criteria_of
 from .streaming import StreamFeed
 from .trace import Trace, TraceRecorder
 
@@ -321,21 +321,17 @@ class LLaDAGenerationMixin(GenerationMixin):
             region, config.steps, config.max_denoising_steps, keep_idle_steps=config.rng_compat is not None
         )
         forward = FullForward(self, config.guidance)
-        stopper = Stopper(
-            canvas,
-            config.eos_token_ids if config.eos_early_stop else [],
-            stopping_criteria_of(config, stopping_criteria, tokenizer),
-            config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0),
-        )
-        recorder = TraceRecorder(canvas, left_padding(canvas), config.to_diff_dict()) if config.output_trace else None
+        fill = config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
+        listeners: list[Listener] = []
+        if config.eos_early_stop and config.eos_token_ids:
+            listeners.append(EndOfTextStopper(config.eos_token_ids, fill, canvas.tokens.device))
+        if criteria := stopping_criteria_of(config, stopping_criteria, tokenizer):
+            listeners.append(CriteriaStopper(canvas, criteria, fill))
+        recorder = TraceRecorder(canvas, config.to_diff_dict()) if config.output_trace else None
         feed = StreamFeed(streamer, canvas) if streamer is not None else None
+        listeners += [listener for listener in (recorder, feed) if listener is not None]
 
-        for delta in denoise(canvas, region, forward, propose, selector):
-            stopper(canvas, delta)
-            if recorder is not None:
-                recorder.record(delta)
-            if feed is not None:
-                feed.step(canvas)
+        denoise(canvas, region, forward, propose, selector, listeners)
         if feed is not None:
             feed.end()
 

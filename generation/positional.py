@@ -44,13 +44,6 @@ WARPERS = (
 CONTEXT_FREE = (InfNanRemoveLogitsProcessor, LogitNormalization, SuppressTokensLogitsProcessor)
 
 
-def left_padding(canvas: Canvas) -> list[int]:
-    """Number of padding positions before the text of each row."""
-    if canvas.attention_mask is None:
-        return [0] * canvas.tokens.shape[0]
-    return (canvas.attention_mask.cumsum(1) == 0).sum(1).tolist()
-
-
 class PositionalProcessors:
     """
     Applies logits processors to the logits of many positions.
@@ -64,33 +57,33 @@ class PositionalProcessors:
     """
 
     def __init__(self, canvas: Canvas, build: Callable[[int], LogitsProcessorList]):
-        self.padding = left_padding(canvas)
+        self.padding = canvas.padding.tolist()
         first = canvas.masked.int().argmax(1).tolist()
         self.prompt_lengths = [max(start - padding, 0) for start, padding in zip(first, self.padding, strict=True)]
         self.processors = {length: list(build(length)) for length in set(self.prompt_lengths)}
         some = next(iter(self.processors.values()))
         # the same kinds in the same order for every prompt length
-        self.constraints = [index for index, processor in enumerate(some) if not isinstance(processor, WARPERS)]
+        self.constraints = [number for number, processor in enumerate(some) if not isinstance(processor, WARPERS)]
         self.warpers = [processor for processor in some if isinstance(processor, WARPERS)]
 
-    def constrain(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """
         Applies everything that says what the text may be: penalties, bans, minimum lengths.
 
         Args:
             logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
-                Logits of the eligible positions, row by row.
+                Logits of some positions.
             canvas ([`Canvas`]):
                 The canvas they were computed from.
-            eligible (`torch.BoolTensor` of shape `(batch, length)`):
-                Where these positions are.
+            index (`torch.LongTensor` of shape `(positions,)`):
+                Where they are, counted through the canvas row by row.
         """
-        for index in self.constraints:
-            processor = next(iter(self.processors.values()))[index]
+        for number in self.constraints:
+            processor = next(iter(self.processors.values()))[number]
             if isinstance(processor, CONTEXT_FREE):
                 logits = processor(canvas.tokens, logits)
             else:
-                logits = self._by_position(index, logits, canvas, eligible)
+                logits = self._by_position(number, logits, canvas, index)
         return logits
 
     def warp(self, logits: torch.Tensor, canvas: Canvas) -> torch.Tensor:
@@ -99,13 +92,14 @@ class PositionalProcessors:
             logits = warper(canvas.tokens, logits)
         return logits
 
-    def _by_position(self, index: int, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def _by_position(self, number: int, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         alike = defaultdict(list)
-        for place, (row, position) in enumerate(eligible.nonzero().tolist()):
+        length = canvas.tokens.shape[1]
+        for place, (row, position) in enumerate(divmod(flat, length) for flat in index.tolist()):
             alike[self.prompt_lengths[row], self.padding[row], position].append((place, row))
         result = logits.clone()
         for (prompt_length, padding, position), members in alike.items():
-            processor = self.processors[prompt_length][index]
+            processor = self.processors[prompt_length][number]
             places = torch.tensor([place for place, _ in members], device=logits.device)
             rows = torch.tensor([row for _, row in members], device=logits.device)
             text = canvas.tokens[rows, padding:position]
@@ -139,4 +133,4 @@ def first_stop(
     return None
 
 
-__all__ = ["PositionalProcessors", "first_stop", "left_padding"]
+__all__ = ["PositionalProcessors", "first_stop"]

@@ -1,11 +1,49 @@
 """A token for every position that may change, and how good it is: constraints, argmax or Gumbel noise, score."""
 
+from dataclasses import dataclass
+
 import torch
 
 from .canvas import Canvas
 from .configuration_diffusion import DiffusionGenerationConfig
 from .positional import PositionalProcessors
 from .scores import confidence
+
+
+@dataclass
+class Proposal:
+    """
+    What the model would put at the positions it was asked about.
+
+    Args:
+        index (`torch.LongTensor` of shape `(positions,)`):
+            Where they are, counted through the canvas row by row.
+        shape (`torch.Size`):
+            Shape of the canvas, `(batch, length)`.
+        logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+            Their logits, with guidance and constraints.
+        tokens (`torch.LongTensor` of shape `(positions,)`):
+            The proposed tokens.
+        confidence (`torch.FloatTensor` of shape `(positions,)`):
+            The probabilities of these tokens.
+        scores (`torch.FloatTensor` of shape `(positions,)`):
+            How good each is. Of the positions that are eligible, the best is committed first.
+    """
+
+    index: torch.Tensor
+    shape: torch.Size
+    logits: torch.Tensor
+    tokens: torch.Tensor
+    confidence: torch.Tensor
+    scores: torch.Tensor
+
+    def spread(self, values: torch.Tensor, elsewhere: float | torch.Tensor) -> torch.Tensor:
+        """Values of shape `(positions,)` on the canvas, `elsewhere` where nothing was asked."""
+        if isinstance(elsewhere, torch.Tensor):
+            canvas = elsewhere.flatten()
+        else:
+            canvas = values.new_full((self.shape.numel(),), elsewhere)
+        return canvas.index_copy(0, self.index, values).view(self.shape)
 
 
 class Proposer:
@@ -31,51 +69,48 @@ class Proposer:
         endings = {*config.eos_token_ids, config.pad_token_id} - {None}
         self.endings = sorted(endings)
 
-    def __call__(
-        self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> Proposal:
         """
         Args:
             logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
-                Logits of the eligible positions, row by row.
+                Logits of some positions.
             canvas ([`Canvas`]):
                 The canvas they were computed from.
-            eligible (`torch.BoolTensor` of shape `(batch, length)`):
-                Where these positions are.
+            index (`torch.LongTensor` of shape `(positions,)`):
+                Where they are, counted through the canvas row by row.
 
         Returns:
-            `tuple` of the proposed tokens (`torch.LongTensor`), their scores and the probabilities the model gives
-            them (`torch.FloatTensor`), each of shape `(positions,)`. The surest proposal has the highest score.
+            [`Proposal`].
         """
-        logits = self.constrain(logits, canvas, eligible)
-        tokens = self.choose(logits, canvas, eligible)
-        return tokens, *self.score(logits, tokens, canvas, eligible)
+        logits = self.constrain(logits, canvas, index)
+        tokens = self.choose(logits, canvas, index)
+        scores, probability = self.score(logits, tokens, canvas, index)
+        return Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores)
 
-    def constrain(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """Rules out tokens."""
         logits = logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
         if self.config.suppress_eos == "logits":
             logits.index_fill_(1, _index(self.config.eos_token_ids, logits), -torch.inf)
-        before_text = canvas.has_suffix[eligible].unsqueeze(1)
+        before_text = canvas.has_suffix.flatten()[index].unsqueeze(1)
         endings = _index(self.endings, logits)
         logits[:, endings] = logits[:, endings].masked_fill(before_text, -torch.inf)
-        return self.processors.constrain(logits, canvas, eligible)
+        return self.processors.constrain(logits, canvas, index)
 
-    def choose(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def choose(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens, or tokens drawn by the Gumbel-max trick."""
         if not self.config.do_sample:
             return logits.argmax(-1)
         # in lower precision the noise has too short a tail, which cools the draw (arXiv 2409.02908)
         warped = self.processors.warp(logits.double(), canvas)
-        return (warped - (-self.uniform_noise(canvas, eligible).log()).log()).argmax(-1)
+        return (warped - (-self.uniform_noise(canvas, index).log()).log()).argmax(-1)
 
-    def uniform_noise(self, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def uniform_noise(self, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """Float64 noise in [0, 1), shape `(positions, vocab_size)`."""
-        shape = (int(eligible.sum()), self.vocab_size)
-        return torch.rand(shape, dtype=torch.float64, device=eligible.device)
+        return torch.rand((len(index), self.vocab_size), dtype=torch.float64, device=index.device)
 
     def score(
-        self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, eligible: torch.Tensor
+        self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of tokens and their probabilities."""
         probability = confidence(logits, tokens)
@@ -101,29 +136,29 @@ class ReferenceProposer(Proposer):
     removed.
     """
 
-    def constrain(self, logits: torch.Tensor, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         if self.config.suppress_eos == "logits":
             logits = logits.index_fill(1, _index(self.config.eos_token_ids[:1], logits), -torch.inf)
-        return self.processors.constrain(logits, canvas, eligible)
+        return self.processors.constrain(logits, canvas, index)
 
-    def uniform_noise(self, canvas: Canvas, eligible: torch.Tensor) -> torch.Tensor:
+    def uniform_noise(self, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         shape = (*canvas.tokens.shape, self.vocab_size)
-        return torch.rand(shape, dtype=torch.float64, device=eligible.device)[eligible]
+        return torch.rand(shape, dtype=torch.float64, device=index.device).flatten(0, 1)[index]
 
     def score(
-        self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, eligible: torch.Tensor
+        self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.suppress_eos == "confidence":
             removed = self.config.eos_token_ids[1 if self.config.do_sample else 0 :]
             logits = logits.index_fill(1, _index(removed, logits), -torch.inf)
         probability = confidence(logits, tokens)
         if self.config.remasking == "random":
-            return torch.rand(canvas.tokens.shape, device=tokens.device)[eligible], probability
+            return torch.rand(canvas.tokens.shape, device=tokens.device).flatten()[index], probability
         return probability, probability
 
     def skip(self, canvas: Canvas) -> None:
         if self.config.do_sample:
-            self.uniform_noise(canvas, torch.zeros_like(canvas.masked))
+            self.uniform_noise(canvas, canvas.tokens.new_empty(0))
         if self.config.remasking == "random":
             torch.rand(canvas.tokens.shape, device=canvas.tokens.device)
 
@@ -132,4 +167,4 @@ def _index(ids: list[int], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(ids, dtype=torch.long, device=like.device)
 
 
-__all__ = ["Proposer", "ReferenceProposer"]
+__all__ = ["Proposal", "Proposer", "ReferenceProposer"]

@@ -1,4 +1,4 @@
-"""Which positions may change now: the whole canvas, or blocks one after the other from where the masks begin."""
+"""Which positions may change now: the whole canvas, or blocks one after the other."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,46 +11,74 @@ from .canvas import Canvas
 @dataclass
 class Block:
     """
-    A stretch of the canvas that is finished before the next one begins.
+    A stretch of the canvas that is finished before the next one begins. Rows whose text has not the same length have
+    it at different places.
 
     Args:
         index (`int`):
             Number of the block, from 0.
+        inside (`torch.BoolTensor` of shape `(batch, length)`):
+            The positions of the block that are not frozen.
         reached (`torch.BoolTensor` of shape `(batch, length)`):
             The positions of this block and of those before it. What an earlier block left masked stays eligible.
+        num_masked (`list[int]`):
+            Number of masks in the block before the first step, for each row.
+        start, end (`int`):
+            The first position of the block in any row, and the one after its last in any row.
     """
 
     index: int
+    inside: torch.Tensor
     reached: torch.Tensor
+    num_masked: list[int]
+    start: int
+    end: int
 
 
 class Region:
     """
-    Cuts the masks of a canvas into blocks of `block_length` positions, row by row from the first mask of the row: from
-    the end of the prompt in `generate`, from the first gap in `infill`. A `block_length` that reaches over all masks
-    gives one block, the pure diffusion of arXiv 2502.09992.
+    Cuts a canvas into blocks of `block_length` positions, row by row: from its first mask on, that is from the end of
+    the prompt in `generate` and from the first gap in `infill`; or, for models with block-causal attention, from the
+    first position of its text, so that the first block may begin with a part of the prompt.
+
+    A `block_length` that reaches over all masks gives one block, the pure diffusion of arXiv 2502.09992.
 
     Args:
         canvas ([`Canvas`]):
             The canvas before the first step.
         block_length (`int`, *optional*):
             Length of a block in positions. One block if not given.
+        from_text_start (`bool`, *optional*, defaults to `False`):
+            Whether blocks are counted from the first position of the text.
     """
 
-    def __init__(self, canvas: Canvas, block_length: int | None = None):
+    def __init__(self, canvas: Canvas, block_length: int | None = None, from_text_start: bool = False):
         length = canvas.tokens.shape[1]
+        self.frozen = canvas.frozen
+        self.block_length = block_length or length
         first = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), length)
-        offset = torch.arange(length, device=canvas.tokens.device) - first.unsqueeze(1)
-        self.block_of = offset.clamp(min=0) // (block_length or length)  # [batch, length]
+        origin = first - (first - canvas.padding) % self.block_length if from_text_start else first
+        positions = torch.arange(length, device=canvas.tokens.device)
+        self.block_of = (positions - origin.unsqueeze(1)).div(self.block_length, rounding_mode="floor")
         num_blocks = int((self.block_of * canvas.masked).max()) + 1
         counts = torch.zeros(canvas.tokens.shape[0], num_blocks, dtype=torch.long, device=canvas.tokens.device)
-        counts.scatter_add_(1, self.block_of.clamp(max=num_blocks - 1), canvas.masked.long())
+        counts.scatter_add_(1, self.block_of.clamp(0, num_blocks - 1), canvas.masked.long())
         # masks at the start, [row][block]
         self.num_masked: list[list[int]] = counts.tolist()
+        origins = [place for place, row in zip(origin.tolist(), self.num_masked, strict=True) if any(row)]
+        self.first, self.last, self.length = min(origins), max(origins), length
 
     def __iter__(self) -> Iterator[Block]:
         for index in range(len(self.num_masked[0])):
-            yield Block(index, self.block_of <= index)
+            offset = index * self.block_length
+            yield Block(
+                index=index,
+                inside=(self.block_of == index) & ~self.frozen,
+                reached=self.block_of <= index,
+                num_masked=[counts[index] for counts in self.num_masked],
+                start=self.first + offset,
+                end=min(self.last + offset + self.block_length, self.length),
+            )
 
 
 __all__ = ["Block", "Region"]

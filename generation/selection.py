@@ -1,7 +1,9 @@
-"""Which predictions of a step are kept. So far one rule: as many as the schedule says, the surest first."""
+"""Which proposals of a step are committed."""
 
 import torch
 
+from .canvas import Canvas
+from .proposals import Proposal
 from .regions import Block, Region
 
 
@@ -11,10 +13,67 @@ def share_out(total: int, parts: int) -> list[int]:
     return [quotient + 1] * remainder + [quotient] * (parts - remainder)
 
 
-class QuotaSelector:
+def best(scores: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """
-    Commits a fixed number of positions per step (arXiv 2502.09992, §2.4): the masks of a block, shared out evenly over
-    its steps, per row. So every row has its own schedule, and what is committed does not depend on the other rows.
+    The best positions of each row.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch, length)`):
+            How good each position is, minus infinity where it may not be chosen.
+        counts (`list[int]`):
+            How many to choose per row.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, length)`.
+    """
+    most = min(max(counts), scores.shape[1])
+    values, order = scores.topk(most, dim=1)
+    wanted = torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device).unsqueeze(1)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, wanted & (values > -torch.inf))
+
+
+class Selector:
+    """
+    Base of the rules that say which proposals to commit. A rule looks at one row at a time, so what it decides does
+    not depend on the batch, and it commits at least one position in every row that takes part in a step.
+
+    Attributes:
+        keeps_idle_steps (`bool`):
+            Whether the block goes on after a step in which nothing is eligible.
+    """
+
+    keeps_idle_steps = False
+
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        """Called before the first step of a block."""
+
+    def eligible(self, canvas: Canvas, block: Block) -> torch.Tensor | None:
+        """
+        The positions that may be committed in the coming step: `torch.BoolTensor` of shape `(batch, length)`, or
+        `None` if the plan for this block has come to its end.
+        """
+        return canvas.masked & block.reached
+
+    def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
+        """
+        Args:
+            proposal ([`~llada.generation.proposals.Proposal`]):
+                Tokens and scores of the eligible positions.
+            canvas ([`Canvas`]):
+                The canvas they were made for.
+            block ([`Block`]):
+                The block.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch, length)`: The positions to commit.
+        """
+        raise NotImplementedError
+
+
+class QuotaSelector(Selector):
+    """
+    Commits a fixed number of positions per step, the best first (arXiv 2502.09992, §2.4): the masks of a block, shared
+    out evenly over its steps, row by row.
 
     Args:
         region ([`Region`]):
@@ -37,6 +96,7 @@ class QuotaSelector:
         max_denoising_steps: int | None = None,
         keep_idle_steps: bool = False,
     ):
+        self.keeps_idle_steps = keep_idle_steps
         # [row][block][step]
         self.quotas: list[list[list[int]]] = []
         for counts in region.num_masked:
@@ -61,24 +121,19 @@ class QuotaSelector:
         padded = [schedule + [0] * (longest - len(schedule)) for schedule in schedules]
         return [list(step) for step in zip(*padded, strict=True)]
 
-    @staticmethod
-    def select(scores: torch.Tensor, quota: list[int]) -> torch.Tensor:
-        """
-        The positions to commit.
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        self.plan = self.steps(block)
+        self.step = -1
 
-        Args:
-            scores (`torch.FloatTensor` of shape `(batch, length)`):
-                How good each position is, minus infinity where it may not be chosen.
-            quota (`list[int]`):
-                How many to choose per row.
+    def eligible(self, canvas: Canvas, block: Block) -> torch.Tensor | None:
+        self.step += 1
+        if self.step >= len(self.plan):
+            return None
+        taking_part = torch.tensor([quota > 0 for quota in self.plan[self.step]], device=canvas.masked.device)
+        return super().eligible(canvas, block) & taking_part.unsqueeze(1)
 
-        Returns:
-            `torch.BoolTensor` of shape `(batch, length)`.
-        """
-        most = min(max(quota), scores.shape[1])
-        best, order = scores.topk(most, dim=1)
-        wanted = torch.arange(most, device=scores.device) < torch.tensor(quota, device=scores.device).unsqueeze(1)
-        return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, wanted & (best > -torch.inf))
+    def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
+        return best(proposal.spread(proposal.scores, -torch.inf), self.plan[self.step])
 
 
-__all__ = ["QuotaSelector", "share_out"]
+__all__ = ["QuotaSelector", "Selector", "best", "share_out"]

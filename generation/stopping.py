@@ -5,7 +5,9 @@ from transformers import MaxTimeCriteria, StoppingCriteriaList, StopStringCriter
 
 from .canvas import Canvas, Delta
 from .configuration_diffusion import DiffusionGenerationConfig
-from .positional import first_stop, left_padding
+from .denoising import Listener
+from .positional import first_stop
+from .regions import Block
 
 
 def stopping_criteria_of(
@@ -20,53 +22,61 @@ def stopping_criteria_of(
     return criteria
 
 
-class Stopper:
+class EndOfTextStopper(Listener):
     """
-    Finishes rows: at an end of text that nothing undecided precedes, after every step, and where stopping criteria
-    hold, after every block. What follows the end reads `fill`.
+    Finishes rows at an end of text that nothing undecided precedes, after every step. No end of text counts before
+    text that was given.
+
+    Args:
+        eos_token_ids (`list[int]`):
+            Ids that end the text.
+        fill (`int`):
+            Id to put after the end.
+        device (`torch.device`):
+            Device of the canvas.
+    """
+
+    def __init__(self, eos_token_ids: list[int], fill: int, device: torch.device):
+        self.eos = torch.tensor(eos_token_ids, dtype=torch.long, device=device)
+        self.fill = fill
+
+    def on_step(self, canvas: Canvas, delta: Delta) -> None:
+        ends = torch.isin(canvas.tokens, self.eos) & ~canvas.frozen & ~canvas.has_suffix
+        ends &= canvas.masked.cumsum(1) == 0
+        canvas.finish(ends.any(1) & ~canvas.finished, ends.int().argmax(1) + 1, self.fill)
+
+
+class CriteriaStopper(Listener):
+    """
+    Finishes rows where stopping criteria of transformers hold. After every block, they are asked at each position that
+    got settled in it.
 
     Args:
         canvas ([`Canvas`]):
             The canvas before the first step.
-        eos_token_ids (`list[int]`):
-            Ids that end the text, none if an end of text does not stop.
         criteria ([`~transformers.StoppingCriteriaList`]):
-            Criteria of transformers, e.g. for stop strings.
+            The criteria, e.g. for stop strings.
         fill (`int`):
             Id to put after the end.
     """
 
-    def __init__(self, canvas: Canvas, eos_token_ids: list[int], criteria: StoppingCriteriaList, fill: int):
-        self.eos = torch.tensor(eos_token_ids, dtype=torch.long, device=canvas.tokens.device)
+    def __init__(self, canvas: Canvas, criteria: StoppingCriteriaList, fill: int):
         self.criteria = criteria
         self.fill = fill
-        self.padding = left_padding(canvas)
         # where the criteria have not looked yet
         self.unread = canvas.masked.int().argmax(1).tolist()
 
-    def __call__(self, canvas: Canvas, delta: Delta) -> None:
-        """Finishes the rows that are done after a step."""
-        if len(self.eos):
-            ends = torch.isin(canvas.tokens, self.eos) & ~canvas.frozen & ~canvas.masked & ~canvas.has_suffix
-            before_mask = canvas.masked.cumsum(1) == 0
-            self._finish(canvas, ends & before_mask)
-        if self.criteria and delta.closes_block:
-            self._check_criteria(canvas)
-
-    def _finish(self, canvas: Canvas, ends: torch.Tensor) -> None:
-        first = torch.where(ends.any(1), ends.int().argmax(1), -1).tolist()
-        for row in list(canvas.active):
-            if first[row] >= 0:
-                canvas.finish(row, first[row] + 1, self.fill)
-
-    def _check_criteria(self, canvas: Canvas) -> None:
-        length = canvas.tokens.shape[1]
-        settled = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), length).tolist()
-        for row in list(canvas.active):
-            stop = first_stop(self.criteria, canvas, row, self.padding[row], self.unread[row], settled[row])
-            self.unread[row] = settled[row]
-            if stop is not None:
-                canvas.finish(row, stop + 1, self.fill)
+    def on_block_end(self, canvas: Canvas, block: Block) -> None:
+        settled = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), canvas.tokens.shape[1])
+        stops = canvas.ends.clone()
+        rows = zip(canvas.finished.tolist(), canvas.padding.tolist(), settled.tolist(), strict=True)
+        for row, (finished, padding, end) in enumerate(rows):
+            if not finished:
+                stop = first_stop(self.criteria, canvas, row, padding, self.unread[row], end)
+                self.unread[row] = end
+                if stop is not None:
+                    stops[row] = stop + 1
+        canvas.finish(stops < canvas.ends, stops, self.fill)
 
 
-__all__ = ["Stopper", "stopping_criteria_of"]
+__all__ = ["CriteriaStopper", "EndOfTextStopper", "stopping_criteria_of"]

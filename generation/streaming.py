@@ -2,10 +2,11 @@
 
 import torch
 
-from .canvas import Canvas
+from .canvas import Canvas, Delta
+from .denoising import Listener
 
 
-class StreamFeed:
+class StreamFeed(Listener):
     """
     Passes a growing canvas to a streamer of transformers. A token is settled once no mask stands before it; settled
     tokens go to `put`, once. If the streamer has a `put_draft` method, like
@@ -24,9 +25,8 @@ class StreamFeed:
         self.sent = int(canvas.masked.int().argmax(1).min())
         streamer.put(canvas.tokens[:, : self.sent].cpu())
 
-    def step(self, canvas: Canvas) -> None:
-        """After every step."""
-        end = max(canvas.ends)
+    def on_step(self, canvas: Canvas, delta: Delta) -> None:
+        end = int(canvas.ends.max())
         settled = int(torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), end).min())
         if settled > self.sent:
             self.streamer.put(canvas.tokens[:, self.sent : settled].cpu())

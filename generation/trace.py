@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from .canvas import Canvas, Delta
+from .denoising import Listener
 
 
 @dataclass
@@ -108,28 +109,26 @@ class Trace:
         return cls(events=events, **values)
 
 
-class TraceRecorder:
+class TraceRecorder(Listener):
     """
     Listens to the deltas of a batch.
 
     Args:
         canvas ([`Canvas`]):
             The canvas before the first step.
-        padding (`list[int]`):
-            Number of padding positions before the text of each row, left out of the traces.
         settings (`dict`):
             The generation config.
     """
 
-    def __init__(self, canvas: Canvas, padding: list[int], settings: dict):
-        self.padding = padding
+    def __init__(self, canvas: Canvas, settings: dict):
+        # left out of the traces
+        self.padding = canvas.padding.tolist()
         self.traces = [
             Trace(tokens[start:], [], canvas.mask_token_id, settings=settings)
-            for tokens, start in zip(canvas.tokens.tolist(), padding, strict=True)
+            for tokens, start in zip(canvas.tokens.tolist(), self.padding, strict=True)
         ]
 
-    def record(self, delta: Delta) -> None:
-        """Adds a step to the trace of every row that changed."""
+    def on_step(self, canvas: Canvas, delta: Delta) -> None:
         rows, positions = delta.positions.nonzero(as_tuple=True)
         cells = (rows, positions, delta.tokens[rows, positions], delta.confidence[rows, positions])
         events: dict[int, TraceEvent] = {}

@@ -351,6 +351,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_logits_to_keep: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
@@ -368,6 +369,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 The positions that the head is applied to: the last `n` (0 for all), a 1-D tensor of indices, a 2-D
                 tensor of indices per row, or a boolean mask of shape `(batch, length)`.
+            num_logits_to_keep (`int`, *optional*):
+                How many cells of a boolean `logits_to_keep` are true, if that is known: saves waiting for the device.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss, instead of the number of labels.
 
@@ -385,7 +388,13 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if num_logits_to_keep is not None:
+            # counted through the batch row by row, true cells first
+            index = (~logits_to_keep).flatten().argsort(stable=True)[:num_logits_to_keep]
+            hidden_states = outputs.last_hidden_state.flatten(0, 1)[index]
+        else:
+            hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
             kept = slice_logits_to_keep(labels.unsqueeze(-1), logits_to_keep)

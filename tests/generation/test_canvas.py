@@ -6,7 +6,7 @@ import torch
 from llada.generation.canvas import Canvas, Delta
 from llada.generation.regions import Region
 from llada.generation.scores import confidence
-from llada.generation.selection import QuotaSelector, share_out
+from llada.generation.selection import QuotaSelector, best, share_out
 
 
 MASK = 9
@@ -14,7 +14,7 @@ MASK = 9
 
 def delta(positions, tokens, step=0):
     positions, tokens = torch.tensor(positions, dtype=torch.bool), torch.tensor(tokens)
-    return Delta(step, 0, positions, tokens, torch.full(tokens.shape, 0.5), closes_block=False)
+    return Delta(step, 0, positions, tokens, torch.full(tokens.shape, 0.5))
 
 
 class TestCanvas:
@@ -32,6 +32,14 @@ class TestCanvas:
         canvas.apply(delta([[1, 1, 1]], [[5, 6, 7]]))
         assert canvas.tokens.tolist() == [[1, MASK, 7]]
 
+    def test_a_position_can_be_taken_back(self):
+        canvas = Canvas.after_prompt(torch.tensor([[1]]), 2, MASK)
+        canvas.apply(delta([[0, 1, 1]], [[1, 5, 6]], step=0))
+        canvas.apply(delta([[0, 0, 1]], [[1, 5, MASK]], step=1))
+        assert canvas.masked.tolist() == [[False, False, True]]
+        assert canvas.step_of.tolist() == [[-1, 0, -1]]
+        assert canvas.confidence.tolist() == [[0, 0.5, 0]]
+
     def test_a_committed_mask_leaves_the_position_masked(self):
         canvas = Canvas.after_prompt(torch.tensor([[1]]), 2, MASK)
         canvas.apply(delta([[0, 1, 1]], [[1, MASK, 4]]))
@@ -40,11 +48,11 @@ class TestCanvas:
 
     def test_a_finished_row_is_filled_and_leaves(self):
         canvas = Canvas.after_prompt(torch.tensor([[1], [2]]), 3, MASK)
-        canvas.finish(0, 2, fill=0)
+        canvas.finish(torch.tensor([True, False]), torch.tensor([2, 0]), fill=0)
         assert canvas.tokens.tolist() == [[1, MASK, 0, 0], [2, MASK, MASK, MASK]]
         assert canvas.masked.tolist() == [[False, True, False, False], [False, True, True, True]]
-        assert canvas.active == [1]
-        assert canvas.ends == [2, 4]
+        assert canvas.finished.tolist() == [True, False]
+        assert canvas.ends.tolist() == [2, 4]
 
     def test_text_on_the_right(self):
         tokens = torch.tensor([[MASK, 1, MASK, 0]])
@@ -53,13 +61,34 @@ class TestCanvas:
         padded = Canvas(tokens, frozen, MASK, torch.tensor([[1, 1, 1, 0]]))
         assert padded.has_suffix.tolist() == [[True, False, False, False]]
 
+    def test_the_text_is_filled_up_to_whole_blocks(self):
+        prompt, attention_mask = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+        canvas = Canvas.after_prompt(prompt, 2, MASK, attention_mask, multiple_of=4)
+        # texts of 4 and 8 positions
+        assert canvas.tokens.shape == (2, 8)
+        assert canvas.masked.sum(1).tolist() == [2, 5]
+        assert canvas.attention_mask.sum(1).tolist() == [4, 8]
+        assert canvas.position_ids.tolist() == [[0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7]]
+        unpadded = Canvas.after_prompt(prompt[1:], 2, MASK, multiple_of=4)
+        assert unpadded.masked.sum().item() == 5
+
 
 class TestRegion:
+    def test_blocks_from_the_start_of_the_text(self):
+        prompt, attention_mask = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+        canvas = Canvas.after_prompt(prompt, 2, MASK, attention_mask, multiple_of=2)
+        region = Region(canvas, 2, from_text_start=True)
+        assert region.num_masked == [[2, 0], [1, 2]]
+        first, second = region
+        assert (first.start, first.end, second.start, second.end) == (2, 5, 4, 6)
+        assert first.inside.tolist() == [[False, False, False, True, True, False], [False] * 3 + [True, False, False]]
+
     def test_blocks_begin_at_the_first_mask_of_each_row(self):
         tokens = torch.tensor([[1, MASK, MASK, MASK, MASK, MASK], [1, 1, 1, MASK, 2, MASK]])
         region = Region(Canvas(tokens, tokens != MASK, MASK), block_length=2)
         assert region.num_masked == [[2, 2, 1], [1, 1, 0]]
         reached = [block.reached.tolist() for block in region]
+        assert [(block.start, block.end) for block in region] == [(1, 5), (3, 6), (5, 6)]
         assert reached[0] == [[True, True, True, False, False, False], [True] * 5 + [False]]
         assert reached[2] == [[True] * 6] * 2
 
@@ -101,7 +130,7 @@ class TestQuota:
     def test_the_best_eligible_positions_are_selected(self):
         inf = torch.inf
         scores = torch.tensor([[0.1, -inf, 0.9, 0.5], [-inf, -inf, -0.5, -inf], [0.3, 0.2, 0.1, 0.4]])
-        selected = QuotaSelector.select(scores, [2, 3, 0])
+        selected = best(scores, [2, 3, 0])
         assert selected.tolist() == [
             [False, False, True, True],
             [False, False, True, False],
