@@ -77,7 +77,8 @@ class MaskedDiffusionTrainerMixin:
     _tag_names = ["llada", "masked-diffusion"]
 
     def _init_diffusion(self, eos_token_id: int | None) -> None:
-        self.forward_process = self.args.forward_process(find_mask_token_id(self.model.config))
+        self.mask_token_id = find_mask_token_id(self.model.config)
+        self.forward_process = self.args.forward_process(self.mask_token_id)
         # no token has this id if there is no end of text
         self._eos_token_id = -1 if eos_token_id is None else eos_token_id
         # the items of a batch are counted here: the base shifts labels if the class is called "...ForCausalLM"
@@ -264,7 +265,7 @@ class MaskedDiffusionTrainerMixin:
                 score,
                 input_ids,
                 maskable,
-                self.forward_process.mask_token_id,
+                self.mask_token_id,
                 num_draws=self.args.num_eval_draws,
                 row_keys=content_keys(input_ids, inputs.get("attention_mask")),
                 seed=self.args.eval_seed,

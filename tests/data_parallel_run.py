@@ -1,0 +1,92 @@
+"""A run on several processes, started by `trainers/test_data_parallel.py`: writes to a folder what each of them saw."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tiny_tokenizer import build_tiny_tokenizer
+from torch.optim import SGD
+from training_probes import NoiseRecorder, mask_every_other
+
+from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
+
+
+def make_trainer(folder: Path, per_device_train_batch_size: int, **settings) -> LLaDASFTTrainer:
+    """A trainer of a small model on eight pairs, with five of them to evaluate on."""
+    torch.manual_seed(0)
+    model = LLaDAModelLM(
+        LLaDAConfig(
+            vocab_size=320,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+            mask_token_id=300,
+            eos_token_id=299,
+            pad_token_id=299,
+            bos_token_id=295,
+        )
+    )
+    pairs = Dataset.from_dict(
+        {"prompt": [f"{n}+{n}=" for n in range(8)], "completion": [str(2 * n) * (1 + n % 3) for n in range(8)]}
+    )
+    args = LLaDASFTConfig(
+        str(folder),
+        max_steps=1,
+        per_device_train_batch_size=per_device_train_batch_size,
+        per_device_eval_batch_size=2,
+        eos_fill="fixed",
+        eos_fill_length=7,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        activation_checkpointing=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **settings,
+    )
+    return LLaDASFTTrainer(
+        model, args, train_dataset=pairs, eval_dataset=pairs.select(range(5)), processing_class=build_tiny_tokenizer()
+    )
+
+
+def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> None:
+    """One step for every normalisation without noise, an evaluation, and one step for every way to draw ratios."""
+    results = {}
+    for normalization in ("sequence", "token", "batch"):
+        trainer = make_trainer(
+            folder,
+            per_device_train_batch_size,
+            gradient_accumulation_steps=accumulation,
+            loss_normalization=normalization,
+        )
+        trainer.forward_process = mask_every_other
+        trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)
+        trainer.train()
+        rank = trainer.accelerator.process_index
+        results[normalization] = trainer.state.log_history[0]
+        if rank == 0:
+            torch.save(trainer.model.state_dict(), folder / f"{normalization}.pt")
+    results["evaluation"] = trainer.evaluate()
+
+    for ratio_sampling in ("iid", "stratified"):
+        trainer = make_trainer(
+            folder,
+            per_device_train_batch_size,
+            gradient_accumulation_steps=accumulation,
+            ratio_sampling=ratio_sampling,
+            mask_eps=0.0,
+        )
+        recorder = NoiseRecorder(trainer)
+        trainer.train()
+        results[ratio_sampling] = [ratios for _, ratios in recorder.drawn]
+    (folder / f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)

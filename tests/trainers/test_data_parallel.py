@@ -1,0 +1,75 @@
+"""Two processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data_parallel_run import run
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What two processes of two micro-batches of two did, and one process with a batch of eight."""
+    two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = subprocess.run(
+        [*command, str(ROOT / "tests" / "data_parallel_run.py"), str(two)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"},
+        cwd=two,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    run(one, per_device_train_batch_size=8, accumulation=1)
+    return two, one
+
+
+def _results(folder, rank=0):
+    return json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("normalization", ["sequence", "token", "batch"])
+def test_the_gradient_is_that_of_one_large_batch(runs, normalization):
+    two, one = runs
+    expected = torch.load(one / f"{normalization}.pt")
+    for name, parameter in torch.load(two / f"{normalization}.pt").items():
+        torch.testing.assert_close(parameter, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("normalization", ["sequence", "token", "batch"])
+def test_the_log_is_that_of_one_large_batch(runs, normalization):
+    logged, expected = (_results(folder)[normalization] for folder in runs)
+    for name in ("loss", "content_ce", "content_accuracy", "eos_ce", "mask_ratio", "num_tokens"):
+        assert logged[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_the_evaluation_is_that_of_one_process(runs):
+    # five rows on two processes: the one that is added to make them even does not count
+    evaluation, expected = (_results(folder)["evaluation"] for folder in runs)
+    names = [name for name in expected if name.endswith(("bound", "accuracy", "loss"))]
+    assert len(names) == 7
+    for name in names:
+        assert evaluation[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def _ratios(runs, ratio_sampling):
+    return [ratios for rank in (0, 1) for ratios in _results(runs[0], rank)[ratio_sampling]]
+
+
+def test_processes_draw_different_noise(runs):
+    for ratio_sampling in ("iid", "stratified"):
+        ratios = [ratio for batch in _ratios(runs, ratio_sampling) for ratio in batch]
+        assert len(ratios) == len(set(ratios)) == 8
+
+
+def test_strata_span_the_processes(runs):
+    strata = [int(ratio * 8) for batch in _ratios(runs, "stratified") for ratio in batch]
+    assert sorted(strata) == list(range(8))
