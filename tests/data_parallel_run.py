@@ -1,4 +1,4 @@
-"""A run on several processes, started by `trainers/test_data_parallel.py`: writes to a folder what each of them saw."""
+"""A run on several processes, started by `trainers/test_data_parallel.py`: writes what each of them saw."""
 
 import json
 import sys
