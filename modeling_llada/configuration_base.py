@@ -1,7 +1,10 @@
-"""What the configurations of all families share: two vocabularies for the same fields, rope settings, `auto_map`."""
+"""
+What the configurations of all families share: two vocabularies for the same fields, rope settings, `auto_map`, and the
+settings of the families with experts.
+"""
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -25,12 +28,28 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     Subclasses declare `rope_theta` and `rope_scaling` as fields, the two keys that published code reads. What
     transformers' rope utilities read, `rope_parameters`, is a view of both.
 
+    Everything in which the families differ is an attribute that the backbone reads. What a family has no key for has
+    the value it gets here.
+
     Raises:
         ValueError: If a field is given under both of its names with different values, or no model can be built.
     """
 
+    # a family trained with block-causal attention sets it, and may publish the length of its blocks
+    block_causal: ClassVar[bool] = False
+    block_size: ClassVar[int | None] = None
+
     rope_theta: int | float = 10000.0
     rope_scaling: dict | None = None
+
+    # not fields: a family whose files have the key declares the field
+    attention_bias = mlp_bias = False
+    attention_dropout = embedding_dropout = residual_dropout = 0.0
+    partial_rotary_factor = 1.0
+    rope_full_precision = False
+    use_qk_norm = False
+    float32_logits = False
+    expert_capacity = None
 
     def __new__(cls, **kwargs):
         # here and not in `__post_init__`, which cannot tell a default from a value that was given
@@ -48,6 +67,9 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         for standard, published in self.attribute_map.items():
             if standard in kwargs:
                 setattr(self, published, kwargs.pop(standard))
+        # what newer transformers writes instead of the two published keys
+        if (parameters := kwargs.pop("rope_parameters", None)) is not None:
+            self.rope_parameters = parameters
         self.derive_fields()
         super().__post_init__(**kwargs)
         # the validation after construction runs this again, but hides the ValueError in an error of its own
@@ -55,13 +77,33 @@ class MaskedDiffusionConfig(PreTrainedConfig):
 
     def derive_fields(self) -> None:
         """Fills in fields that default to a function of other fields."""
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.num_attention_heads > 0 and self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"`hidden_size={self.hidden_size}` is not a multiple of "
+                    f"`num_attention_heads={self.num_attention_heads}`; change one of them or give `head_dim`."
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+
+    def _given(self, name: str) -> str:
+        """A field as it stands in the file, for messages."""
+        return f"`{self.attribute_map.get(name, name)}={getattr(self, name)!r}`"
+
+    def _refuse_other_values(self, family: str, implemented: dict[str, tuple]) -> None:
+        """Refuses published keys that ask for a path that no release uses, naming the first of the values allowed."""
+        refused = [
+            f"`{key}={getattr(self, key)!r}` (write {values[0]!r})"
+            for key, values in implemented.items()
+            if getattr(self, key) not in values
+        ]
+        if refused:
+            raise ValueError(f"No {family} release uses, and this model does not implement: {', '.join(refused)}.")
 
     def validate_architecture(self) -> None:
         """Refuses what no model can be built from."""
-
-        def given(name: str) -> str:
-            return f"`{self.attribute_map.get(name, name)}={getattr(self, name)!r}`"
-
+        given = self._given
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if heads < 1 or kv_heads < 1 or heads % kv_heads:
             raise ValueError(
@@ -71,6 +113,11 @@ class MaskedDiffusionConfig(PreTrainedConfig):
             raise ValueError(
                 f"Heads are {self.head_dim} wide, but the rotary embedding turns pairs: choose an even `head_dim`, "
                 "which is the width of the model divided by the number of heads."
+            )
+        if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise ValueError(
+                f"{given('partial_rotary_factor')} of heads {self.head_dim} wide are {self.rotary_dim} dimensions; "
+                "choose a factor above 0, at most 1, that gives an even number of them."
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"{given('hidden_act')} is not an activation of transformers; LLaDA uses 'silu'.")
@@ -84,10 +131,22 @@ class MaskedDiffusionConfig(PreTrainedConfig):
                 raise ValueError(f"{given(name)} is a probability: give a value from 0 up to, not including, 1.")
 
     @property
+    def rotary_dim(self) -> int:
+        """`int`: How many dimensions of a head are rotated, the first ones."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def mlp_layer_types(self) -> list[str]:
+        """`list[str]`: `"dense"` or `"sparse"` (a mixture of experts), for every layer."""
+        return ["dense"] * self.num_hidden_layers
+
+    @property
     def rope_parameters(self) -> dict[str, Any]:
         """`dict[str, Any]`: The rope settings as transformers' rope utilities read them."""
         parameters = {"rope_type": "default", "rope_theta": self.rope_theta, **(self.rope_scaling or {})}
         parameters["rope_type"] = parameters.pop("type", parameters["rope_type"])
+        if self.partial_rotary_factor != 1:
+            parameters["partial_rotary_factor"] = self.partial_rotary_factor
         if parameters["rope_type"] in _LENGTH_AWARE_ROPE_TYPES:
             parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         return parameters
@@ -96,6 +155,9 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     def rope_parameters(self, parameters: dict[str, Any]) -> None:
         scaling = dict(parameters)
         self.rope_theta = scaling.pop("rope_theta", None) or self.rope_theta
+        factor = scaling.pop("partial_rotary_factor", None)
+        if factor not in (None, self.partial_rotary_factor):
+            self.partial_rotary_factor = factor
         self.rope_scaling = scaling if scaling.get("rope_type", "default") != "default" else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,4 +205,66 @@ class MaskedDiffusionConfig(PreTrainedConfig):
             self.auto_map = auto_map
 
 
-__all__ = ["MaskedDiffusionConfig"]
+@strict
+class MixtureOfExpertsConfig(MaskedDiffusionConfig):
+    """
+    Base class of the configurations of families with experts.
+
+    Raises:
+        ValueError: If the numbers of experts, groups and experts per token do not fit each other.
+    """
+
+    base_model_ep_plan = {
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
+
+    # the order in which the outputs of a token's experts are added: of the experts or of their scores
+    accumulates_by_expert = False
+
+    def __post_init__(self, **kwargs):
+        # files of LLaDA-MoE say "llada", and training forks have names of their own; layouts go by this one
+        kwargs.pop("model_type", None)
+        super().__post_init__(**kwargs)
+
+    def derive_fields(self) -> None:
+        super().derive_fields()
+        # the files store few of these ids; those of the release mean nothing in a smaller vocabulary
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            default = getattr(type(self), name)
+            if getattr(self, name) == default and default >= self.vocab_size:
+                setattr(self, name, None)
+
+    def validate_architecture(self) -> None:
+        """Refuses experts that no router can choose from, and what no model can be built from."""
+        super().validate_architecture()
+        given = self._given
+        experts, chosen = self.num_experts, self.num_experts_per_tok
+        if not 1 <= chosen <= experts:
+            raise ValueError(f"{given('num_experts_per_tok')} must be at least 1, at most {given('num_experts')}.")
+        if self.expert_capacity:
+            if not chosen <= self.expert_capacity <= experts:
+                raise ValueError(
+                    f"{given('expert_capacity')} is the number of experts that the tokens of a block share: give at "
+                    f"least {given('num_experts_per_tok')}, at most {given('num_experts')}."
+                )
+            if not self.block_size or self.block_size < 1:
+                raise ValueError(
+                    f"{given('expert_capacity')} limits the experts of a block, and {given('block_size')}; give the "
+                    "length of a block, which is 32 in LLaDA2.2."
+                )
+        elif self.n_group is not None and self.n_group > 1:
+            size = experts // self.n_group
+            if experts % self.n_group or size < 2:
+                raise ValueError(
+                    f"{given('num_experts')} must be a multiple of {given('n_group')}, at least two experts per group."
+                )
+            if self.topk_group is None or not 1 <= self.topk_group <= self.n_group or chosen > self.topk_group * size:
+                raise ValueError(
+                    f"{given('topk_group')} groups of {size} experts must be at most {given('n_group')} and hold "
+                    f"{given('num_experts_per_tok')} experts."
+                )
+
+
+__all__ = ["MaskedDiffusionConfig", "MixtureOfExpertsConfig"]

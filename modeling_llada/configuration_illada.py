@@ -91,27 +91,6 @@ class ILLaDAConfig(MaskedDiffusionConfig):
     eos_token_id: int | list[int] | None = 2
     use_cache: bool = False
 
-    def derive_fields(self) -> None:
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None and self.num_attention_heads > 0:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"`hidden_size={self.hidden_size}` is not a multiple of "
-                    f"`num_attention_heads={self.num_attention_heads}`; change one of them or give `head_dim`."
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
-
-    @property
-    def embedding_dropout(self) -> float:
-        """`float`: Always 0, the published architecture has no dropout on embeddings."""
-        return 0.0
-
-    @property
-    def rope_full_precision(self) -> bool:
-        """`bool`: Always `False`, the published model rotates in the activation dtype."""
-        return False
-
     def validate_architecture(self) -> None:
         """Refuses LayerNorm, which no release uses, and what no model can be built from."""
         if self.layer_norm_eps is not None:

@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from .configuration_base import MaskedDiffusionConfig
+from .configuration_llada_moe import LLaDAMoEConfig
 
 
 @strict
@@ -152,9 +153,18 @@ class LLaDAConfig(MaskedDiffusionConfig):
                 f"{self.d_model} / {self.n_heads} wide; change `d_model` or `n_heads`."
             )
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "LLaDAConfig | LLaDAMoEConfig":
+        """
+        As in transformers, except that the configuration of LLaDA-MoE, whose files have the same `model_type`, is a
+        [`LLaDAMoEConfig`].
+        """
+        if cls is LLaDAConfig and config_dict.get("num_experts") is not None:
+            return LLaDAMoEConfig.from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
     def derive_fields(self) -> None:
-        if self.n_kv_heads is None:
-            self.n_kv_heads = self.n_heads
+        super().derive_fields()
         if self.mlp_hidden_size is None:
             self.mlp_hidden_size = self.mlp_ratio * self.d_model
 
@@ -191,13 +201,7 @@ class LLaDAConfig(MaskedDiffusionConfig):
             "rope": (True,),
             "scale_logits": (False,),
         }
-        refused = [
-            f"`{key}={getattr(self, key)!r}` (write {values[0]!r})"
-            for key, values in implemented.items()
-            if getattr(self, key) not in values
-        ]
-        if refused:
-            raise ValueError(f"No LLaDA release uses, and this model does not implement: {', '.join(refused)}.")
+        self._refuse_other_values("LLaDA", implemented)
         if self.n_heads > 0 and self.d_model % self.n_heads:
             raise ValueError(f"`d_model={self.d_model}` is not a multiple of `n_heads={self.n_heads}`.")
         super().validate_architecture()
