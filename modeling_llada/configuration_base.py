@@ -49,7 +49,7 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     rope_full_precision = False
     use_qk_norm = False
     float32_logits = False
-    expert_capacity = None
+    block_size = expert_capacity = None
 
     def __new__(cls, **kwargs):
         # here and not in `__post_init__`, which cannot tell a default from a value that was given

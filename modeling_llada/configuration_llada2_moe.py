@@ -171,8 +171,8 @@ class LLaDA2MoeConfig(MixtureOfExpertsConfig):
         super().__post_init__(**kwargs)
         if rotary_dim not in (None, self.rotary_dim):
             raise ValueError(
-                f"`rotary_dim={rotary_dim}` does not fit `partial_rotary_factor={self.partial_rotary_factor}` of heads "
-                f"{self.head_dim} wide, which is {self.rotary_dim}; change one of them."
+                f"`rotary_dim={rotary_dim}` does not fit `partial_rotary_factor={self.partial_rotary_factor}`, which "
+                f"is {self.rotary_dim} of {self.head_dim} dimensions; change one of them."
             )
 
     def to_dict(self):

@@ -44,8 +44,8 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
         moe_layer_freq (`list[int]`, *optional*):
             1 for layers with experts, 0 for layers without. All have experts if not given.
         norm_topk_prob (`bool`, *optional*):
-            Whether the scores of the chosen experts are divided by their sum. Null, as in the release, means no. The published code reads
-            neither this nor the next key, whose values in the release change nothing.
+            Whether the scores of the chosen experts are divided by their sum. Null, as in the release, means no. The
+            published code reads neither this nor the next key, whose values in the release change nothing.
         routed_scaling_factor (`float`, *optional*, defaults to 1):
             Multiplies the scores of the chosen experts.
         router_aux_loss_coef (`float`, *optional*, defaults to 0.01):
