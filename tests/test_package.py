@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 import llada
 
 
-FOLDERS = ("generation", "llada", "modeling_llada", "trainers")
+FOLDERS = ("evaluation", "generation", "llada", "modeling_llada", "trainers")
 
 
 def run_python(code: str, cwd: Path, python: Path | str = sys.executable) -> str:
