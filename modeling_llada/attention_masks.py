@@ -1,5 +1,7 @@
 """Attention masks of every form users write, brought to the form that the attention back-end in use expects."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
@@ -7,8 +9,37 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 
+if TYPE_CHECKING:
+    from ..generation.canvas_cache import CanvasCache
+
+
+def default_positions(
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    block_length: int | None,
+    cache: "CanvasCache | None",
+    cache_position: torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    Positions where none are given: those of the cache; else counted from 0, without the padding if there are blocks.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch or 1, length)`.
+    """
+    if cache is not None:
+        return cache.position_ids[:, cache_position]
+    if block_length and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
+
+
 def expand_attention_mask(
-    config: PreTrainedConfig, attention_mask: torch.Tensor | BlockMask | None, inputs_embeds: torch.Tensor
+    config: PreTrainedConfig,
+    attention_mask: torch.Tensor | BlockMask | None,
+    inputs_embeds: torch.Tensor,
+    position_ids: torch.Tensor,
+    block_length: int | None = None,
+    cache: "CanvasCache | None" = None,
 ) -> torch.Tensor | BlockMask | None:
     """
     Check a mask and bring it to the form that the attention back-end of `config` expects.
@@ -22,6 +53,13 @@ def expand_attention_mask(
             to the scores. A `BlockMask` for flex attention. Everything is visible if not given.
         inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden_size)`):
             The input, for its shape, dtype and device.
+        position_ids (`torch.LongTensor` of shape `(batch or 1, length)`):
+            Positions of the input.
+        block_length (`int`, *optional*):
+            Length of the blocks of block-causal attention, if it is wanted. A 3-D or 4-D mask says what is visible
+            by itself.
+        cache ([`~llada.generation.canvas_cache.CanvasCache`], *optional*):
+            Keys and values of the canvas that the input is a part of.
 
     Returns:
         `torch.Tensor`, `BlockMask` or `None`: the mask, `None` if everything is visible.
@@ -41,12 +79,17 @@ def expand_attention_mask(
     if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
         raise ValueError(f"`attention_mask` is a {type(attention_mask).__name__}; give a tensor.")
     if attention_mask is None or attention_mask.ndim == 2:
-        if attention_mask is not None and attention_mask.shape != (batch, length):
+        num_keys = length if cache is None else cache.visible
+        if attention_mask is not None and cache is not None:
+            attention_mask = attention_mask[:, :num_keys]
+        if attention_mask is not None and attention_mask.shape != (batch, num_keys):
             raise ValueError(
                 f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input has batch and length "
-                f"{(batch, length)}; give one row of 0 (padding) and 1 (token) per sequence."
+                f"{(batch, num_keys)}; give one row of 0 (padding) and 1 (token) per sequence."
             )
-        return create_bidirectional_mask(config, inputs_embeds, attention_mask)
+        if not block_length and cache is None:
+            return create_bidirectional_mask(config, inputs_embeds, attention_mask)
+        return _mask_of_parts(config, attention_mask, inputs_embeds, position_ids, block_length, cache)
 
     by_head = attention_mask.unsqueeze(1) if attention_mask.ndim == 3 else attention_mask
     if (
@@ -73,14 +116,44 @@ def expand_attention_mask(
                 'call `model.set_attn_implementation("sdpa")`.'
             )
         by_head = by_head.expand(batch, -1, -1, -1)
-    lowest = torch.finfo(inputs_embeds.dtype).min
     if by_head.is_floating_point():
         # a row of nothing but -inf would be nan, and the lowest float32 is -inf in a narrower dtype
-        return by_head.to(inputs_embeds.dtype).clamp(min=lowest)
-    visible = by_head.bool()
+        return by_head.to(inputs_embeds.dtype).clamp(min=torch.finfo(inputs_embeds.dtype).min)
+    return _as_backend_reads(implementation, by_head.bool(), inputs_embeds.dtype)
+
+
+def _mask_of_parts(
+    config: PreTrainedConfig,
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor,
+    position_ids: torch.Tensor,
+    block_length: int | None,
+    cache: "CanvasCache | None",
+) -> torch.Tensor | None:
+    """The mask of block-causal attention, and of a part of a canvas that attends to all of it."""
+    batch, length = inputs_embeds.shape[:2]
+    if attention_mask is None and not block_length:
+        return None
+    if is_flash_attention_requested(config):
+        raise ValueError(
+            f"{config._attn_implementation!r} attention knows no mask per query position, which blocks and padding in "
+            'a cached canvas need; call `model.set_attn_implementation("sdpa")`.'
+        )
+    visible = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=inputs_embeds.device)
+    if block_length:
+        key_positions = position_ids if cache is None else cache.position_ids[:, : cache.visible]
+        query_blocks, key_blocks = position_ids // block_length, key_positions // block_length
+        visible = key_blocks[:, None, None, :] <= query_blocks[:, None, :, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, :].bool()
+    visible = visible.expand(batch, -1, length, -1)
+    return _as_backend_reads(config._attn_implementation, visible, inputs_embeds.dtype)
+
+
+def _as_backend_reads(implementation: str, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if implementation == "sdpa":
         return visible
-    return torch.zeros_like(visible, dtype=inputs_embeds.dtype).masked_fill(~visible, lowest)
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-__all__ = ["expand_attention_mask"]
+__all__ = ["default_positions", "expand_attention_mask"]

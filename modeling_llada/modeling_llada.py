@@ -21,10 +21,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..generation.canvas_cache import CanvasCache
 from ..generation.configuration_diffusion import DiffusionGenerationConfig
 from ..generation.mixin import LLaDAGenerationMixin
 from .adapters import PublishedAdaptersMixin
-from .attention_masks import expand_attention_mask
+from .attention_masks import default_positions, expand_attention_mask
 from .checkpoint_layouts import in_memory_names
 from .configuration_base import MaskedDiffusionConfig
 from .configuration_illada import ILLaDAConfig
@@ -157,6 +158,8 @@ class LLaDAAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
+        past_key_values: CanvasCache | None = None,
+        cache_position: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
@@ -165,6 +168,9 @@ class LLaDAAttention(nn.Module):
         key = self.k_proj(hidden_states).view(by_head).transpose(1, 2)
         value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
         query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx, cache_position)
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
@@ -272,6 +278,9 @@ class LLaDAModel(LLaDAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        block_length: int | None = None,
+        past_key_values: CanvasCache | None = None,
+        cache_position: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """
@@ -285,10 +294,18 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 `(batch, length, length)` or `(batch or 1, 1 or heads, length, length)`: for every query position,
                 boolean (`True` may be seen) or added to the attention scores. Everything is visible if not given.
             position_ids (`torch.LongTensor` of shape `(batch or 1, length)`, *optional*):
-                Positions for the rotary embedding, `0 ... length - 1` if not given. The embedding is relative: padding
-                on the left changes nothing.
+                Positions for the rotary embedding and for the blocks, `0 ... length - 1` if not given. The embedding
+                is relative, so padding on the left changes nothing; for the blocks it is left out of the count.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*):
                 Embeddings instead of `input_ids`.
+            block_length (`int`, *optional*):
+                Makes attention block-causal: blocks of this many positions, counted from position 0, see themselves
+                and the blocks before them. `config.block_size` if not given; 0 for full attention.
+            past_key_values ([`~llada.generation.canvas_cache.CanvasCache`], *optional*):
+                Keys and values of a longer canvas, of which the input is the part at `cache_position`. A 2-D
+                `attention_mask` is one for the canvas then.
+            cache_position (`torch.LongTensor` of shape `(length,)`, *optional*):
+                Where the input stands in that canvas.
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutput`] with `last_hidden_state` of shape
@@ -300,25 +317,42 @@ class LLaDAModel(LLaDAPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
-        if kwargs.pop("past_key_values", None) is not None:
-            raise ValueError("`past_key_values` is not supported: every position sees every other and is recomputed.")
+        if past_key_values is not None and not isinstance(past_key_values, CanvasCache):
+            raise ValueError(
+                f"`past_key_values` is a {type(past_key_values).__name__}, whose keys and values can only grow at the "
+                "end; give a `CanvasCache`."
+            )
+        if (past_key_values is None) != (cache_position is None):
+            raise ValueError("`past_key_values` and `cache_position` belong together; give both or neither.")
         if kwargs.pop("attention_bias", None) is not None:
             raise ValueError("`attention_bias` is not supported; pass it as a 4-D additive `attention_mask`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         batch, length = inputs_embeds.shape[:2]
+        block_length = self.config.block_size if block_length is None else block_length
         if position_ids is None:
-            position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
+            position_ids = default_positions(
+                inputs_embeds, attention_mask, block_length, past_key_values, cache_position
+            )
         elif tuple(position_ids.shape) not in ((1, length), (batch, length)):
             raise ValueError(
                 f"`position_ids` has shape {tuple(position_ids.shape)}; give {(batch, length)}, or one row for all."
             )
 
-        attention_mask = expand_attention_mask(self.config, attention_mask, inputs_embeds)
+        attention_mask = expand_attention_mask(
+            self.config, attention_mask, inputs_embeds, position_ids, block_length, past_key_values
+        )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_embeddings, attention_mask=attention_mask, **kwargs)
+            hidden_states = layer(
+                hidden_states,
+                position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                cache_position=cache_position,
+                **kwargs,
+            )
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
 

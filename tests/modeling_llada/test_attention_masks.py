@@ -6,9 +6,7 @@ from golden import load_golden
 from naive_llada import naive_logits
 from safetensors.torch import load_file
 from tiny_models import tiny_illada, tiny_llada
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from transformers import masking_utils
-from transformers.integrations import flex_attention as flex_integration
+from torch.nn.attention.flex_attention import create_block_mask
 
 from llada import ILLaDAForCausalLM, LLaDAModelLM
 from llada.modeling_llada.attention_masks import expand_attention_mask
@@ -19,13 +17,7 @@ LENGTH = 10
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.fixture(autouse=True)
-def interpret_flex_attention(monkeypatch):
-    """Runs flex attention without compiling it, for which machines need a C++ compiler and seconds."""
-    monkeypatch.setattr(flex_integration, "WrappedFlexAttention", lambda training: lambda: flex_attention)
-    monkeypatch.setattr(
-        masking_utils, "create_block_mask", lambda *args, _compile, **kwargs: create_block_mask(*args, **kwargs)
-    )
+pytestmark = pytest.mark.usefixtures("interpret_flex_attention")
 
 
 def on(backend: str, **overrides) -> LLaDAModelLM:
@@ -230,11 +222,13 @@ def test_masks_a_back_end_cannot_honour_are_refused():
         on("flex_attention")(ids(), attention_mask=torch.ones(2, 4, LENGTH, LENGTH, dtype=torch.bool))
     config = tiny_llada().config
     config._attn_implementation = "flash_attention_2"
-    embeds = torch.zeros(2, LENGTH, 32)
+    embeds, positions = torch.zeros(2, LENGTH, 32), torch.arange(LENGTH).unsqueeze(0)
     with pytest.raises(ValueError, match=r"'flash_attention_2' attention knows no mask per.*\(2, 10, 10\).*sdpa"):
-        expand_attention_mask(config, pairs(), embeds)
+        expand_attention_mask(config, pairs(), embeds, positions)
+    with pytest.raises(ValueError, match="'flash_attention_2' attention knows no mask per query.*sdpa"):
+        expand_attention_mask(config, None, embeds, positions, block_length=4)
     # and padding goes to it as it is
-    assert expand_attention_mask(config, None, embeds) is None
+    assert expand_attention_mask(config, None, embeds, positions) is None
     mask = torch.ones(2, LENGTH, dtype=torch.long)
     mask[0, 0] = 0
-    assert torch.equal(expand_attention_mask(config, mask, embeds).bool(), mask.bool())
+    assert torch.equal(expand_attention_mask(config, mask, embeds, positions).bool(), mask.bool())

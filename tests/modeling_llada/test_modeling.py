@@ -339,7 +339,7 @@ def test_gradient_checkpointing_repeats_dropout(ids):
     [
         ({}, "Give either `input_ids` or `inputs_embeds`, and not both"),
         ({"input_ids": "ids", "inputs_embeds": torch.zeros(2, LENGTH, 32)}, "Give either `input_ids`"),
-        ({"input_ids": "ids", "past_key_values": object()}, "`past_key_values` is not supported"),
+        ({"input_ids": "ids", "past_key_values": object()}, "`past_key_values` is a object"),
         (
             {"input_ids": "ids", "attention_bias": torch.zeros(1)},
             "`attention_bias` is not supported; pass it as a 4-D",

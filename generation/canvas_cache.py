@@ -1,0 +1,63 @@
+"""Keys and values of a canvas, written where a forward pass computes them and read everywhere else."""
+
+import torch
+
+
+class CanvasCache:
+    """
+    Keys and values for every position of a canvas. A model that is given one computes any part of the canvas: it
+    writes the keys and values of the positions it computes, in place and after rotation, and attends to all.
+
+    What is not computed again keeps the keys and values it had. Under block-causal attention those of finished blocks
+    never change, so that nothing is lost; under full attention they are an approximation.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `(batch, length)`):
+            The position of every token in its text.
+
+    Attributes:
+        visible (`int`):
+            Positions from here on are not attended to. The whole canvas by default.
+    """
+
+    def __init__(self, position_ids: torch.Tensor):
+        self.position_ids = position_ids
+        self.visible = position_ids.shape[1]
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, cache_position: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Writes the keys and values of a layer and gives all that are visible.
+
+        Args:
+            key, value (`torch.Tensor` of shape `(batch, heads, computed, head_dim)`):
+                What was computed.
+            layer_idx (`int`):
+                The layer.
+            cache_position (`torch.LongTensor` of shape `(computed,)`):
+                Where in the canvas.
+
+        Returns:
+            `tuple` of keys and values, each of shape `(batch, heads, visible, head_dim)`.
+        """
+        if layer_idx == len(self.keys):
+            batch, heads, _, head_dim = key.shape
+            shape = (batch, heads, self.position_ids.shape[1], head_dim)
+            # zeros: a hidden position has no weight, but nan times no weight is nan
+            self.keys.append(key.new_zeros(shape))
+            self.values.append(value.new_zeros(shape))
+        for buffer, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+            buffer.index_copy_(2, cache_position, new)
+        return self.keys[layer_idx][:, :, : self.visible], self.values[layer_idx][:, :, : self.visible]
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Drops all rows but those with the indices `rows`, a `torch.LongTensor`."""
+        self.position_ids = self.position_ids[rows]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+__all__ = ["CanvasCache"]
