@@ -31,8 +31,8 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         min_eos (`int`, *optional*, defaults to 1):
             Number of end-of-text tokens that a complete response ends with, at least.
         max_length (`int`, *optional*):
-            The length that rows were truncated to. A row of this length that does not end in end-of-text is taken for
-            incomplete, and no row is filled beyond it.
+            The length that rows were truncated to. No row is filled beyond it, so that a response that was cut off
+            does not end with an end of text.
         multi_turn (`"last"`, `"sample"` or `"all"`, *optional*, defaults to `"sample"`):
             Which of several responses may be masked, see [`LLaDASFTConfig`]. The row ends with it.
         pad_to_multiple_of (`int`, *optional*):
@@ -122,7 +122,7 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
             trainable[inside] = labels != -100
 
         trainable, starts, ends = self._choose_turns(ids, trainable)
-        targets = self._fill_to(tokens, trainable, lengths, starts, ends)
+        targets = self._fill_to(tokens, trainable, starts, ends)
 
         width = int(targets.max())
         if self.pad_to_multiple_of is not None:
@@ -167,9 +167,7 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         kept = turn <= chosen[:, None] if self.multi_turn == "all" else is_chosen
         return trainable & kept, starts, ends
 
-    def _fill_to(
-        self, tokens: np.ndarray, trainable: np.ndarray, lengths: np.ndarray, starts: np.ndarray, ends: np.ndarray
-    ) -> np.ndarray:
+    def _fill_to(self, tokens: np.ndarray, trainable: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """The length of each row with its end-of-text tokens."""
         positions = np.arange(tokens.shape[1])
         # the last position of the row that is not a trained end-of-text token
@@ -177,19 +175,16 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         last_content = np.where(content, positions, -1).max(axis=1)
         present = ends - 1 - last_content
         targets = ends + np.maximum(self.min_eos - present, 0)
-        if self.max_length is not None:
-            incomplete = (ends == lengths) & (lengths >= self.max_length) & (present == 0)
-        else:
-            incomplete = np.zeros_like(ends, dtype=bool)
         if self.eos_fill == "longest":
-            targets[:] = np.where(incomplete, ends, targets).max()
+            targets[:] = targets.max()
         elif self.eos_fill == "multiple":
             targets = starts - (starts - targets) // self.eos_fill_length * self.eos_fill_length
         elif self.eos_fill == "fixed":
             targets = np.maximum(targets, starts + self.eos_fill_length)
         if self.max_length is not None:
+            # a row that was cut off is that long already
             targets = np.minimum(targets, np.maximum(self.max_length, ends))
-        return np.where(incomplete, ends, targets)
+        return targets
 
 
 __all__ = ["DataCollatorForMaskedDiffusion"]

@@ -63,6 +63,23 @@ def test_answers_of_messages_are_trained(make_trainer, conversations, tokenizer)
     assert tokenizer.chat_template == template
 
 
+def test_other_answers_are_trained_in_other_epochs(make_trainer, conversations, tiny_tokenizer):
+    # one conversation of three turns
+    trainer = make_trainer(
+        train_dataset=conversations.select([2]), max_steps=12, per_device_train_batch_size=1, dataloader_num_workers=1
+    )
+    seen, compute_loss = [], trainer.compute_loss
+
+    def record(model, inputs, **kwargs):
+        labels = inputs["labels"][0]
+        seen.append(tiny_tokenizer.decode(labels[labels != -100], skip_special_tokens=True))
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = record
+    trainer.train()
+    assert len(seen) == 12 and set(seen) == {"answer 2 0", "answer 2 1", "answer 2 2"}
+
+
 def test_messages_can_be_trained_whole(make_trainer, conversations, tokenizer):
     trainer = make_trainer(train_dataset=conversations, processing_class=tokenizer, assistant_only_loss=False)
     assert _trained(trainer, row=1) == (CONVERSATION, [CONVERSATION])
