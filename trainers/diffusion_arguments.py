@@ -1,7 +1,7 @@
 """The training arguments that every masked diffusion trainer has."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
@@ -9,8 +9,14 @@ from transformers.utils import is_torch_bf16_gpu_available
 from ..modeling_llada.masked_diffusion import ForwardProcess
 
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments as Base
+else:
+    Base = object
+
+
 @dataclass
-class MaskedDiffusionArguments:
+class MaskedDiffusionArguments(Base):
     r"""
     The settings of the forward process, the loss and the evaluation. To be inherited together with
     [`~transformers.TrainingArguments`] or a subclass of it. The defaults are those of LLaDA (arXiv 2502.09992).
