@@ -25,6 +25,8 @@ class CanvasCache:
         self.visible = position_ids.shape[1]
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        # the tokens at the beginning of the canvas whose keys and values are final
+        self.tokens = position_ids[:, :0]
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, cache_position: torch.Tensor
@@ -52,6 +54,39 @@ class CanvasCache:
         for buffer, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
             buffer.index_copy_(2, cache_position, new)
         return self.keys[layer_idx][:, :, : self.visible], self.values[layer_idx][:, :, : self.visible]
+
+    def take_over(self, earlier: "CanvasCache", tokens: torch.Tensor) -> int:
+        """
+        Copies the beginning of an earlier cache, as far as the text is the same.
+
+        Args:
+            earlier ([`CanvasCache`]):
+                A cache with the final `tokens` of its beginning.
+            tokens (`torch.LongTensor` of shape `(batch, length)`):
+                The tokens of this canvas.
+
+        Returns:
+            `int`: The number of positions that were copied.
+
+        Raises:
+            ValueError: If the other cache has not the same rows, or padding.
+        """
+        length = min(earlier.tokens.shape[1], tokens.shape[1])
+        if len(earlier.tokens) != len(tokens) or not torch.equal(
+            earlier.position_ids[:, :length], self.position_ids[:, :length]
+        ):
+            raise ValueError(
+                f"`past_key_values` holds {len(earlier.tokens)} rows and the batch {len(tokens)}, or they are padded "
+                "differently; continue the same batch, with the same padding."
+            )
+        same = (earlier.tokens[:, :length] == tokens[:, :length]).all(0)
+        common = int(same.long().cumprod(0).sum())
+        for mine, others in ((self.keys, earlier.keys), (self.values, earlier.values)):
+            for other in others:
+                buffer = other.new_zeros(*other.shape[:2], self.position_ids.shape[1], other.shape[3])
+                buffer[:, :, :common] = other[:, :, :common]
+                mine.append(buffer)
+        return common
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Drops all rows but those with the indices `rows`, a `torch.LongTensor`."""

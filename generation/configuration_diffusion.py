@@ -10,6 +10,8 @@ from transformers import GenerationConfig
 REMASKING = ("low_confidence", "random")
 SUPPRESS_EOS = (None, "logits", "confidence")
 RNG_COMPAT = (None, "llada")
+KV_CACHE = (None, "prefix", "dual", "block")
+CONFIDENCE_DTYPES = (None, "float32", "float64")
 
 # what `generate` runs with where neither the call nor the checkpoint says anything
 DEFAULTS = {
@@ -19,7 +21,11 @@ DEFAULTS = {
     "remasking": "low_confidence",
     "cfg_scale": 0.0,
     "eos_early_stop": True,
+    "max_post_steps": 16,
 }
+
+# the same for models with block-causal attention, after the model card of LLaDA2.0
+BLOCK_CAUSAL_DEFAULTS = {"threshold": 0.95, "kv_cache": "block"}
 
 # setting one of a pair replaces the other, where that comes from a weaker source
 EXCLUSIVE = (("steps", "max_denoising_steps"), ("max_new_tokens", "max_length"), ("cfg_scale", "guidance_scale"))
@@ -70,6 +76,21 @@ class DiffusionGenerationConfig(GenerationConfig):
             if it does not divide. Excludes `max_denoising_steps`.
         remasking (`str`, *optional*, defaults to `"low_confidence"`):
             Which predictions of a step are kept: those the model is surest of, or `"random"` ones.
+        threshold (`float`, *optional*):
+            Keeps every prediction of a step whose confidence reaches this, and at least one (Fast-dLLM, arXiv
+            2505.22618), or the share of a step if `max_denoising_steps` or `steps` is given. 0.95 by default for
+            models with block-causal attention, where it must be exceeded (LLaDA2.0, arXiv 2512.15745).
+        editing_threshold (`float`, *optional*):
+            Replaces committed tokens of the current block by predictions that differ and are surer than this
+            (LLaDA2.1, arXiv 2602.08676). 0 replaces all that differ, `None` none. Needs `threshold`.
+        max_post_steps (`int`, *optional*, defaults to 16):
+            Steps that may follow in a block after its masks are filled, to edit.
+        kv_cache (`str`, *optional*):
+            What is not computed again in every step. `"prefix"`: what comes before the current block; `"dual"`: what
+            comes before and after (both arXiv 2505.22618, approximations that are refreshed with every block);
+            `"block"`: finished blocks of a model with block-causal attention, which is exact and its default.
+        confidence_dtype (`str`, *optional*):
+            `"float32"` or `"float64"`, the precision of confidences. float32 by default.
         do_sample (`bool`, *optional*, defaults to `False`):
             Whether tokens are drawn, by the Gumbel-max trick in float64, or the likeliest ones are taken.
         temperature (`float`, *optional*):
@@ -121,6 +142,11 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
         self.steps: int | None = kwargs.pop("steps", None)
         self.remasking: str | None = kwargs.pop("remasking", None)
+        self.threshold: float | None = kwargs.pop("threshold", None)
+        self.editing_threshold: float | None = kwargs.pop("editing_threshold", None)
+        self.max_post_steps: int | None = kwargs.pop("max_post_steps", None)
+        self.kv_cache: str | None = kwargs.pop("kv_cache", None)
+        self.confidence_dtype: str | None = kwargs.pop("confidence_dtype", None)
         self.cfg_scale: float | None = kwargs.pop("cfg_scale", None)
         self.suppress_eos: str | None = kwargs.pop("suppress_eos", None)
         self.eos_early_stop: bool | None = kwargs.pop("eos_early_stop", None)
@@ -171,7 +197,8 @@ class DiffusionGenerationConfig(GenerationConfig):
     def with_defaults(self, model_config) -> "DiffusionGenerationConfig":
         """Fills what is unset from the special tokens of `model_config` and from the defaults, and returns itself."""
         tokens = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-        weaker = {**DEFAULTS, **{name: getattr(model_config, name, None) for name in tokens}}
+        weaker = {**DEFAULTS, **(BLOCK_CAUSAL_DEFAULTS if getattr(model_config, "block_causal", False) else {})}
+        weaker |= {name: getattr(model_config, name, None) for name in tokens}
         for pair in EXCLUSIVE:
             if any(getattr(self, name) is not None for name in pair):
                 weaker = {name: value for name, value in weaker.items() if name not in pair}
@@ -205,15 +232,23 @@ class DiffusionGenerationConfig(GenerationConfig):
         Raises:
             ValueError: With the field, its value and what to write instead.
         """
-        for name in ("max_new_tokens", "block_length", "max_denoising_steps", "steps"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        for name in ("max_new_tokens", "block_length", "max_denoising_steps", "steps", "max_post_steps"):
+            value, least = getattr(self, name), 0 if name == "max_post_steps" else 1
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"`{name}` must be a positive integer, but is {value!r}.")
-        for name, allowed in (("remasking", (None, *REMASKING)), ("suppress_eos", SUPPRESS_EOS)):
+        choices = {
+            "confidence_dtype": CONFIDENCE_DTYPES,
+            "kv_cache": KV_CACHE,
+            "remasking": (None, *REMASKING),
+            "rng_compat": RNG_COMPAT,
+            "suppress_eos": SUPPRESS_EOS,
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but is {getattr(self, name)!r}.")
-        if self.rng_compat not in RNG_COMPAT:
-            raise ValueError(f"`rng_compat` must be one of {RNG_COMPAT}, but is {self.rng_compat!r}.")
+        for name in ("threshold", "editing_threshold"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is a probability, from 0 to 1, but is {getattr(self, name)}.")
         for pair in EXCLUSIVE:
             both = {name: getattr(self, name) for name in pair if getattr(self, name) is not None}
             # of the two lengths transformers lets `max_new_tokens` win
@@ -229,6 +264,11 @@ class DiffusionGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"`rng_compat={self.rng_compat!r}` needs the draws of the whole canvas in every step; set "
                 "`eos_early_stop=False`."
+            )
+        if self.rng_compat is not None and (self.kv_cache is not None or self.threshold is not None):
+            raise ValueError(
+                f"`rng_compat={self.rng_compat!r}` reproduces a sampler that has no cache and no threshold; leave out "
+                "`kv_cache` and `threshold`."
             )
         if self.num_beams is not None and self.num_beams > 1:
             raise ValueError(
@@ -279,4 +319,11 @@ def refuse_unknown(values: dict[str, Any], also_allowed: tuple[str, ...] = ()) -
     raise ValueError(f"Unknown generation setting: {', '.join(hints)}.")
 
 
-__all__ = ["DEFAULTS", "EXCLUSIVE", "DiffusionGenerationConfig", "read_temperature", "refuse_unknown"]
+__all__ = [
+    "BLOCK_CAUSAL_DEFAULTS",
+    "DEFAULTS",
+    "EXCLUSIVE",
+    "DiffusionGenerationConfig",
+    "read_temperature",
+    "refuse_unknown",
+]

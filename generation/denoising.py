@@ -6,6 +6,7 @@ from .canvas import Canvas, Delta
 from .forwards import FullForward
 from .proposals import Proposer
 from .regions import Block, Region
+from .revision import Revision
 from .selection import Selector
 
 
@@ -25,6 +26,7 @@ def denoise(
     forward: FullForward,
     propose: Proposer,
     selector: Selector,
+    revision: Revision,
     listeners: Sequence[Listener] = (),
 ) -> None:
     """
@@ -34,7 +36,7 @@ def denoise(
         a. Find the positions that may change. Their number is the only thing a step waits for the device to tell.
         b. Run the model, with the head at these positions only.
         c. Propose a token for each and score it.
-        d. Select the positions to commit.
+        d. Select the positions to commit, and those to revise.
         e. Change the canvas, and tell the listeners. They may finish rows.
 
     Args:
@@ -48,32 +50,36 @@ def denoise(
             Turns logits into tokens and scores.
         selector ([`Selector`]):
             Chooses the positions to commit.
+        revision ([`Revision`]):
+            Changes what was committed.
         listeners (`Sequence[Listener]`, *optional*):
             Told of every step.
     """
     step = 0
     # 1. blocks and steps
     for block in region:
-        selector.begin(canvas, block)
-        forward.begin(canvas, block)
-        # 1.a. eligible positions
+        for part in (selector, revision, forward):
+            part.begin(canvas, block)
+        # 1.a. positions that may change
         while (eligible := selector.eligible(canvas, block)) is not None:
-            counts = eligible.sum(1).tolist()
+            wanted = eligible | revision.watched(canvas, block)
+            counts = wanted.sum(1).tolist()
             if not any(counts):
                 if not selector.keeps_idle_steps:
                     break
                 propose.skip(canvas)
                 continue
-            index = (~eligible).flatten().argsort(stable=True)[: sum(counts)]
+            index = (~wanted).flatten().argsort(stable=True)[: sum(counts)]
             # 1.b. and 1.c. logits, tokens, scores
-            proposal = propose(forward(canvas, eligible, counts), canvas, index)
-            # 1.d. positions to commit
+            proposal = propose(forward(canvas, wanted, counts), canvas, index, eligible)
+            # 1.d. positions to commit and to revise
+            positions, tokens = revision.revise(proposal, selector.select(proposal, canvas, block), canvas, block)
             delta = Delta(
                 step=step,
                 block=block.index,
-                positions=selector.select(proposal, canvas, block),
-                tokens=proposal.spread(proposal.tokens, canvas.tokens),
-                confidence=proposal.spread(proposal.confidence, 0.0),
+                positions=positions,
+                tokens=tokens,
+                confidence=proposal.spread(proposal.confidence, 0.0).float(),
             )
             # 1.e. the change
             canvas.apply(delta)

@@ -1,16 +1,18 @@
-"""Which positions a step computes. So far one plan: the whole canvas, with the head only where a token can change."""
+"""Which positions a step computes, and what it reads from a cache."""
 
 from collections.abc import Callable
 
 import torch
 
 from .canvas import Canvas
+from .canvas_cache import CanvasCache
 from .regions import Block
 
 
 class FullForward:
     """
-    One forward pass over the whole canvas, for the rows that still have something to decide.
+    One forward pass over the whole canvas, with the head only where a token can change, for the rows that still have
+    something to decide.
 
     With guidance, the conditional and the unconditional pass (Eq. 16 of arXiv 2502.09992: everything that was given is
     masked) share one batch of twice the rows.
@@ -21,6 +23,9 @@ class FullForward:
             `num_logits_to_keep`, and returns an output with `logits` of shape `(positions, vocab_size)`.
         guidance (`float`, *optional*, defaults to 0.0):
             Strength w of classifier-free guidance.
+        block_length (`int`, *optional*):
+            Length of the blocks of a model with block-causal attention. What comes after the current block is then
+            not computed: the model would not see it.
 
     Attributes:
         num_forwards (`int`):
@@ -29,14 +34,16 @@ class FullForward:
             Number of forward passes each row took part in.
     """
 
-    def __init__(self, model: Callable, guidance: float = 0.0):
+    def __init__(self, model: Callable, guidance: float = 0.0, block_length: int | None = None):
         self.model = model
         self.guidance = guidance
+        self.block_length = block_length
         self.num_forwards = 0
         self.row_forwards: dict[int, int] = {}
 
     def begin(self, canvas: Canvas, block: Block) -> None:
         """Called before the first step of a block."""
+        self.end = block.end if self.block_length else canvas.tokens.shape[1]
 
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """
@@ -52,32 +59,167 @@ class FullForward:
             `torch.FloatTensor` of shape `(positions, vocab_size)`: The logits, row by row.
         """
         rows = [row for row, count in enumerate(counts) if count]
+        extra = {}
+        if self.block_length:
+            positions = _take(canvas.position_ids, rows, self.guidance)
+            extra = {"block_length": self.block_length, "position_ids": positions[:, : self.end]}
+        return self._run(canvas, wanted, counts, rows, slice(0, self.end), slice(0, self.end), extra)
+
+    def _run(
+        self,
+        canvas: Canvas,
+        wanted: torch.Tensor,
+        counts: list[int],
+        rows: list[int],
+        computed: slice,
+        seen: slice,
+        extra: dict,
+    ) -> torch.Tensor:
         self.num_forwards += 1
-        for row in rows:
-            self.row_forwards[row] = self.row_forwards.get(row, 0) + 1
-
-        tokens, frozen, attention_mask = canvas.tokens, canvas.frozen, canvas.attention_mask
-        if len(rows) < len(counts):
-            index = torch.tensor(rows, device=tokens.device)
-            tokens, frozen, wanted = tokens[index], frozen[index], wanted[index]
-            attention_mask = attention_mask[index] if attention_mask is not None else None
+        for row, count in enumerate(counts):
+            if count:
+                self.row_forwards[row] = self.row_forwards.get(row, 0) + 1
+        tokens = _take(canvas.tokens, rows, 0)
+        attention_mask = canvas.attention_mask
         if self.guidance:
-            tokens = torch.cat([tokens, tokens.masked_fill(frozen, canvas.mask_token_id)])
-            attention_mask = torch.cat([attention_mask, attention_mask]) if attention_mask is not None else None
-            wanted = torch.cat([wanted, wanted])
-        num_logits = sum(counts) * (2 if self.guidance else 1)
+            blank = tokens.masked_fill(_take(canvas.frozen, rows, 0), canvas.mask_token_id)
+            tokens = torch.cat([tokens, blank])
+        if attention_mask is not None:
+            attention_mask = _take(attention_mask, rows, self.guidance)[:, seen]
         logits = self.model(
-            input_ids=tokens, attention_mask=attention_mask, logits_to_keep=wanted, num_logits_to_keep=num_logits
+            input_ids=tokens[:, computed],
+            attention_mask=attention_mask,
+            logits_to_keep=_take(wanted, rows, self.guidance)[:, computed],
+            num_logits_to_keep=sum(counts) * (2 if self.guidance else 1),
+            **extra,
         ).logits
-        return guide(logits, self.guidance)
+        if not self.guidance:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + (self.guidance + 1) * (conditional - unconditional)
 
 
-def guide(logits: torch.Tensor, guidance: float) -> torch.Tensor:
-    """Joins conditional and unconditional logits, one half after the other, into guided ones."""
-    if not guidance:
-        return logits
-    conditional, unconditional = logits.chunk(2)
-    return unconditional + (guidance + 1) * (conditional - unconditional)
+class CachedForward(FullForward):
+    """
+    Base of the plans that compute a window of the canvas and read the rest from a [`CanvasCache`].
+
+    Args:
+        model, guidance, block_length:
+            As in [`FullForward`]. The model also takes `past_key_values` and `cache_position`.
+        canvas ([`Canvas`]):
+            The canvas before the first step.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        canvas: Canvas,
+        guidance: float = 0.0,
+        block_length: int | None = None,
+    ):
+        super().__init__(model, guidance, block_length)
+        self.rows = list(range(canvas.tokens.shape[0]))
+        self.cache = CanvasCache(_take(canvas.position_ids, self.rows, guidance))
+        # whether rows that are done for good leave the batch, and the cache
+        self.drops_rows = True
+
+    def window(self, block: Block, length: int) -> tuple[int, int]:
+        """The first position to compute in the coming step, and the one after the last."""
+        raise NotImplementedError
+
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        super().begin(canvas, block)
+        self.block, self.is_first_step = block, True
+        if not self.drops_rows:
+            return
+        undone = canvas.masked.any(1).tolist()
+        kept = [place for place, row in enumerate(self.rows) if undone[row]]
+        if len(kept) < len(self.rows):
+            places = kept + ([place + len(self.rows) for place in kept] if self.guidance else [])
+            self.cache.keep_rows(torch.tensor(places, device=canvas.tokens.device))
+            self.rows = [self.rows[place] for place in kept]
+
+    def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        start, end = self.window(self.block, canvas.tokens.shape[1])
+        self.is_first_step = False
+        self.cache.visible = self.end
+        extra = {
+            "past_key_values": self.cache,
+            "cache_position": torch.arange(start, end, device=canvas.tokens.device),
+        }
+        if self.block_length:
+            extra["block_length"] = self.block_length
+        return self._run(canvas, wanted, counts, self.rows, slice(start, end), slice(0, self.end), extra)
 
 
-__all__ = ["FullForward", "guide"]
+class PrefixForward(CachedForward):
+    """
+    Keeps the keys and values of what comes before the current block (prefix cache of Fast-dLLM, arXiv 2505.22618). The
+    first step of a block computes the whole canvas, the others the block and what follows it.
+    """
+
+    def window(self, block: Block, length: int) -> tuple[int, int]:
+        return (0 if self.is_first_step else block.start), length
+
+
+class DualForward(CachedForward):
+    """
+    Keeps the keys and values of what comes before and after the current block (dual cache of Fast-dLLM, arXiv
+    2505.22618). The first step of a block computes the whole canvas, the others the block.
+    """
+
+    def window(self, block: Block, length: int) -> tuple[int, int]:
+        return (0, length) if self.is_first_step else (block.start, block.end)
+
+
+class BlockCausalForward(CachedForward):
+    """
+    Keeps the keys and values of finished blocks, which block-causal attention never changes: nothing is approximated.
+    The first step of a block computes the block before it once more, with its final tokens.
+
+    Args:
+        model, canvas, guidance, block_length:
+            As in [`CachedForward`].
+        earlier ([`CanvasCache`], *optional*):
+            What an earlier call returned for the beginning of the same text.
+
+    Raises:
+        ValueError: If the earlier cache is of another batch.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        canvas: Canvas,
+        guidance: float,
+        block_length: int,
+        earlier: CanvasCache | None = None,
+    ):
+        super().__init__(model, canvas, guidance, block_length)
+        # up to here the cache holds final tokens
+        self.stored = 0
+        if earlier is not None:
+            common = self.cache.take_over(
+                earlier, _take(canvas.tokens.masked_fill(canvas.masked, -1), self.rows, guidance)
+            )
+            self.stored = common - common % block_length
+
+    def returned(self, canvas: Canvas) -> CanvasCache:
+        """The cache, for the next call."""
+        self.cache.tokens = _take(canvas.tokens, self.rows, self.guidance)[:, : self.stored]
+        return self.cache
+
+    def window(self, block: Block, length: int) -> tuple[int, int]:
+        start = self.stored if self.is_first_step else block.start
+        self.stored = block.start
+        return start, block.end
+
+
+def _take(values: torch.Tensor, rows: list[int], guidance: float) -> torch.Tensor:
+    """Some rows, twice with guidance."""
+    if len(rows) < values.shape[0]:
+        values = values[torch.tensor(rows, device=values.device)]
+    return torch.cat([values, values]) if guidance else values
+
+
+__all__ = ["BlockCausalForward", "CachedForward", "DualForward", "FullForward", "PrefixForward"]

@@ -8,14 +8,14 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
+from .assembly import make_forward, make_proposer, make_revision, make_selector
 from .canvas import Canvas
+from .canvas_cache import CanvasCache
 from .configuration_diffusion import EXCLUSIVE, DiffusionGenerationConfig, read_temperature, refuse_unknown
 from .denoising import Listener, denoise
-from .forwards import FullForward
+from .forwards import BlockCausalForward, FullForward
 from .positional import PositionalProcessors
-from .proposals import Proposer, ReferenceProposer
 from .regions import Region
-from .selection import QuotaSelector
 from .stopping import CriteriaStopper, EndOfTextStopper, stopping_criteria_of
 from .streaming import StreamFeed
 from .trace import Trace, TraceRecorder
@@ -32,7 +32,6 @@ _REFUSED_ARGUMENTS = {
     "inputs_embeds": "tokens are replaced in every step, so give `input_ids`",
     "negative_prompt_attention_mask": "guidance masks the prompt, there is no negative prompt",
     "negative_prompt_ids": "guidance masks the prompt, there is no negative prompt",
-    "past_key_values": "every step sees the whole canvas again, there is no cache",
     "position_ids": "positions are counted over the canvas; give `attention_mask` for padding",
     "prefix_allowed_tokens_fn": "it needs a finished prefix; pass a `LogitsProcessor`, it gets the text on the left",
     "synced_gpus": "the number of forward passes differs between processes; gather the parameters first",
@@ -54,12 +53,15 @@ class DiffusionGenerateOutput(ModelOutput):
             Tokens filled in, up to and including the first end of text, per forward pass the row took part in.
         trace (`list[Trace]`, *optional*):
             With `output_trace=True`, how each sequence came about.
+        past_key_values ([`CanvasCache`], *optional*):
+            With `kv_cache="block"`, to continue the same text in another call.
     """
 
     sequences: torch.LongTensor
     num_forwards: int | None = None
     tokens_per_forward: torch.FloatTensor | None = None
     trace: list[Trace] | None = None
+    past_key_values: CanvasCache | None = None
 
 
 class LLaDAGenerationMixin(GenerationMixin):
@@ -94,7 +96,9 @@ class LLaDAGenerationMixin(GenerationMixin):
                 Gets tokens by `put` as they settle and, if it has `put_draft`, the rest of the canvas after each step.
             kwargs (`dict[str, Any]`, *optional*):
                 `attention_mask` (1 for tokens, 0 for padding on the left), `tokenizer` (needed for `stop_strings`),
-                and any field of [`DiffusionGenerationConfig`], which goes before `generation_config`.
+                `past_key_values` (from an earlier output, for a model with block-causal attention; `inputs` is the
+                whole text all the same), and any field of [`DiffusionGenerationConfig`], which goes before
+                `generation_config`.
 
         Returns:
             `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + max_new_tokens)`, or
@@ -130,8 +134,18 @@ class LLaDAGenerationMixin(GenerationMixin):
                     f"`max_length={config.max_length}` leaves no room after a prompt of {prompt.shape[1]} tokens; use "
                     "`max_new_tokens`."
                 )
-        canvas = Canvas.after_prompt(prompt, num_new_tokens, config.mask_token_id, attention_mask)
-        return self._denoise(canvas, config, logits_processor, stopping_criteria, streamer, given.get("tokenizer"))
+        multiple_of = (config.block_length or 1) if self.config.block_causal else 1
+        canvas = Canvas.after_prompt(prompt, num_new_tokens, config.mask_token_id, attention_mask, multiple_of)
+        return self._denoise(
+            canvas,
+            config,
+            logits_processor,
+            stopping_criteria,
+            streamer,
+            given.get("tokenizer"),
+            prompt.shape[1] + num_new_tokens,
+            given.get("past_key_values"),
+        )
 
     @torch.no_grad()
     def infill(
@@ -180,7 +194,9 @@ class LLaDAGenerationMixin(GenerationMixin):
                 "`generate` to continue a prompt."
             )
         canvas = Canvas(tokens, ~wanted, config.mask_token_id, attention_mask)
-        return self._denoise(canvas, config, logits_processor, stopping_criteria, streamer, given.get("tokenizer"))
+        return self._denoise(
+            canvas, config, logits_processor, stopping_criteria, streamer, given.get("tokenizer"), tokens.shape[1]
+        )
 
     def generate_batch(self, *args, **kwargs):
         """Refused: continuous batching schedules one new token per sequence and step."""
@@ -241,7 +257,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             value = kwargs.pop(name, None)
             if value is not None and value is not False:
                 raise ValueError(f"`{name}` is not supported: {reason}.")
-        allowed = ("input_ids", "attention_mask", "tokenizer")
+        allowed = ("input_ids", "attention_mask", "tokenizer", "past_key_values")
         refuse_unknown(kwargs, allowed)
         given = {name: kwargs.pop(name) for name in allowed if name in kwargs}
         if inputs is not None and given.get("input_ids") is not None:
@@ -306,42 +322,51 @@ class LLaDAGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList | None,
         streamer,
         tokenizer,
+        num_positions: int,
+        past_key_values: CanvasCache | None = None,
     ) -> torch.LongTensor | DiffusionGenerateOutput:
-        length = canvas.tokens.shape[1]
+        length = int((canvas.ends - canvas.padding).max())
         if length > self.config.max_position_embeddings:
             raise ValueError(
                 f"The canvas has {length} positions, more than the {self.config.max_position_embeddings} the model "
                 "was trained for; shorten the prompt or lower `max_new_tokens`."
             )
+        block_causal = self.config.block_causal
+        region = Region(canvas, config.block_length, from_text_start=block_causal)
+        if block_causal and region.hides_given_text(canvas):
+            raise ValueError(
+                f"This model does not see what follows a block of {region.block_length} positions, and text was given "
+                "after a block with masks. Use a model with full attention, or a larger `block_length`."
+            )
         processors = PositionalProcessors(canvas, self._processor_factory(config, logits_processor, canvas))
-        proposer_class = ReferenceProposer if config.rng_compat == "llada" else Proposer
-        propose = proposer_class(config, processors, self.config.vocab_size)
-        region = Region(canvas, config.block_length)
-        selector = QuotaSelector(
-            region, config.steps, config.max_denoising_steps, keep_idle_steps=config.rng_compat is not None
-        )
-        forward = FullForward(self, config.guidance)
+        propose = make_proposer(config, processors, self.config.vocab_size, canvas)
+        selector = make_selector(config, region, block_causal)
+        revision = make_revision(config)
+        forward = make_forward(config, self, canvas, region, block_causal, past_key_values)
+
         fill = config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
         listeners: list[Listener] = []
         if config.eos_early_stop and config.eos_token_ids:
-            listeners.append(EndOfTextStopper(config.eos_token_ids, fill, canvas.tokens.device))
+            listeners.append(EndOfTextStopper(config.eos_token_ids, fill, canvas.tokens.device, revision.revises))
         if criteria := stopping_criteria_of(config, stopping_criteria, tokenizer):
             listeners.append(CriteriaStopper(canvas, criteria, fill))
         recorder = TraceRecorder(canvas, config.to_diff_dict()) if config.output_trace else None
-        feed = StreamFeed(streamer, canvas) if streamer is not None else None
+        feed = StreamFeed(streamer, canvas, revision.revises) if streamer is not None else None
         listeners += [listener for listener in (recorder, feed) if listener is not None]
 
-        denoise(canvas, region, forward, propose, selector, listeners)
+        denoise(canvas, region, forward, propose, selector, revision, listeners)
         if feed is not None:
             feed.end()
 
+        sequences = canvas.tokens[:, :num_positions]
         if not (config.return_dict_in_generate or config.output_trace):
-            return canvas.tokens
+            return sequences
         return DiffusionGenerateOutput(
-            sequences=canvas.tokens,
+            sequences=sequences,
             num_forwards=forward.num_forwards,
-            tokens_per_forward=_tokens_per_forward(canvas, forward, config.eos_token_ids),
-            trace=recorder.finish(canvas.tokens) if recorder is not None else None,
+            tokens_per_forward=_tokens_per_forward(canvas, forward, config.eos_token_ids, num_positions),
+            trace=recorder.finish(sequences) if recorder is not None else None,
+            past_key_values=forward.returned(canvas) if isinstance(forward, BlockCausalForward) else None,
         )
 
     def _processor_factory(
@@ -371,9 +396,11 @@ def _overlay(merged: dict[str, Any], source: dict[str, Any]) -> None:
     merged.update(source)
 
 
-def _tokens_per_forward(canvas: Canvas, forward: FullForward, eos_token_ids: list[int]) -> torch.Tensor:
-    filled = canvas.step_of >= 0
-    is_end = filled & torch.isin(canvas.tokens, torch.tensor(eos_token_ids, device=canvas.tokens.device))
+def _tokens_per_forward(
+    canvas: Canvas, forward: FullForward, eos_token_ids: list[int], num_positions: int
+) -> torch.Tensor:
+    tokens, filled = canvas.tokens[:, :num_positions], canvas.step_of[:, :num_positions] >= 0
+    is_end = filled & torch.isin(tokens, torch.tensor(eos_token_ids, device=canvas.tokens.device))
     counted = filled & (is_end.cumsum(1) - is_end.long() == 0)
     forwards = [forward.row_forwards.get(row, 1) for row in range(canvas.tokens.shape[0])]
     return counted.sum(1) / torch.tensor(forwards, dtype=torch.float32, device=canvas.tokens.device)

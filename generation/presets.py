@@ -15,6 +15,44 @@ PRESETS = {
         "eos_early_stop": False,
         "rng_compat": "llada",
     },
+    # the model card of LLaDA2.0
+    "llada2": {
+        "max_new_tokens": 2048,
+        "block_length": 32,
+        "max_denoising_steps": 32,
+        "do_sample": False,
+        "threshold": 0.95,
+        "kv_cache": "block",
+    },
+    # the model card of LLaDA2.1
+    "llada2.1-quality": {
+        "max_new_tokens": 2048,
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.7,
+        "editing_threshold": 0.5,
+        "max_post_steps": 16,
+        "kv_cache": "block",
+    },
+    "llada2.1-speed": {
+        "max_new_tokens": 2048,
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.5,
+        "editing_threshold": 0.0,
+        "max_post_steps": 16,
+        "kv_cache": "block",
+    },
+    # Fast-dLLM v1 with its prefix cache, as in its published tables
+    "fast-dllm": {
+        "max_new_tokens": 256,
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.9,
+        "kv_cache": "prefix",
+        "confidence_dtype": "float64",
+        "eos_early_stop": False,
+    },
 }
 
 
@@ -25,6 +63,9 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     | name | sampler |
     |---|---|
     | `"llada"` | the authors' sampler, token for token (arXiv 2502.09992; `generate.py` of ML-GSAI/LLaDA) |
+    | `"fast-dllm"` | threshold and prefix cache of Fast-dLLM (arXiv 2505.22618); `kv_cache="dual"` for the other |
+    | `"llada2"` | blocks, threshold and exact cache of LLaDA2.0 (arXiv 2512.15745) |
+    | `"llada2.1-quality"`, `"llada2.1-speed"` | the same with token editing, two settings (arXiv 2602.08676) |
 
     Args:
         name (`str`):

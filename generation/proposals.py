@@ -28,6 +28,8 @@ class Proposal:
             The probabilities of these tokens.
         scores (`torch.FloatTensor` of shape `(positions,)`):
             How good each is. Of the positions that are eligible, the best is committed first.
+        eligible (`torch.BoolTensor` of shape `(batch, length)`):
+            The positions that may be committed: those of `index` that are masked.
     """
 
     index: torch.Tensor
@@ -36,6 +38,11 @@ class Proposal:
     tokens: torch.Tensor
     confidence: torch.Tensor
     scores: torch.Tensor
+    eligible: torch.Tensor
+
+    def eligible_scores(self) -> torch.Tensor:
+        """The scores on the canvas, `(batch, length)`, minus infinity where nothing may be committed."""
+        return self.spread(self.scores, -torch.inf).masked_fill(~self.eligible, -torch.inf)
 
     def spread(self, values: torch.Tensor, elsewhere: float | torch.Tensor) -> torch.Tensor:
         """Values of shape `(positions,)` on the canvas, `elsewhere` where nothing was asked."""
@@ -60,16 +67,26 @@ class Proposer:
             Logits processors.
         vocab_size (`int`):
             Number of logits per position.
+        text_follows (`bool`, *optional*, defaults to `False`):
+            Whether text that was given may follow a position.
     """
 
-    def __init__(self, config: DiffusionGenerationConfig, processors: PositionalProcessors, vocab_size: int):
+    def __init__(
+        self,
+        config: DiffusionGenerationConfig,
+        processors: PositionalProcessors,
+        vocab_size: int,
+        text_follows: bool = False,
+    ):
+        self.text_follows = text_follows
         self.config = config
         self.processors = processors
         self.vocab_size = vocab_size
+        self.score_dtype = getattr(torch, config.confidence_dtype or "float32")
         endings = {*config.eos_token_ids, config.pad_token_id} - {None}
         self.endings = sorted(endings)
 
-    def __call__(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> Proposal:
+    def __call__(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor, eligible: torch.Tensor) -> Proposal:
         """
         Args:
             logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
@@ -78,24 +95,31 @@ class Proposer:
                 The canvas they were computed from.
             index (`torch.LongTensor` of shape `(positions,)`):
                 Where they are, counted through the canvas row by row.
+            eligible (`torch.BoolTensor` of shape `(batch, length)`):
+                Those that may be committed.
 
         Returns:
             [`Proposal`].
         """
         logits = self.constrain(logits, canvas, index)
-        tokens = self.choose(logits, canvas, index)
+        tokens = self.choose(self.permit(logits, canvas), canvas, index)
         scores, probability = self.score(logits, tokens, canvas, index)
-        return Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores)
+        return Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores, eligible)
 
     def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
-        """Rules out tokens."""
-        logits = logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
+        """Rules out tokens, for good: the others share their probability."""
         if self.config.suppress_eos == "logits":
-            logits.index_fill_(1, _index(self.config.eos_token_ids, logits), -torch.inf)
-        before_text = canvas.has_suffix.flatten()[index].unsqueeze(1)
-        endings = _index(self.endings, logits)
-        logits[:, endings] = logits[:, endings].masked_fill(before_text, -torch.inf)
+            logits = logits.index_fill(1, _index(self.config.eos_token_ids, logits), -torch.inf)
+        if self.text_follows:
+            logits = logits.clone()
+            before_text = canvas.has_suffix.flatten()[index].unsqueeze(1)
+            endings = _index(self.endings, logits)
+            logits[:, endings] = logits[:, endings].masked_fill(before_text, -torch.inf)
         return self.processors.constrain(logits, canvas, index)
+
+    def permit(self, logits: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+        """Rules out the mask token as a proposal. It keeps its share of the probability, as in published samplers."""
+        return logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
 
     def choose(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens, or tokens drawn by the Gumbel-max trick."""
@@ -113,7 +137,7 @@ class Proposer:
         self, logits: torch.Tensor, tokens: torch.Tensor, canvas: Canvas, index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of tokens and their probabilities."""
-        probability = confidence(logits, tokens)
+        probability = confidence(logits, tokens, self.score_dtype)
         scores = probability
         if self.config.remasking == "random":
             scores = torch.rand(tokens.shape, device=tokens.device)
@@ -141,6 +165,9 @@ class ReferenceProposer(Proposer):
             logits = logits.index_fill(1, _index(self.config.eos_token_ids[:1], logits), -torch.inf)
         return self.processors.constrain(logits, canvas, index)
 
+    def permit(self, logits: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+        return logits
+
     def uniform_noise(self, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         shape = (*canvas.tokens.shape, self.vocab_size)
         return torch.rand(shape, dtype=torch.float64, device=index.device).flatten(0, 1)[index]
@@ -151,7 +178,7 @@ class ReferenceProposer(Proposer):
         if self.config.suppress_eos == "confidence":
             removed = self.config.eos_token_ids[1 if self.config.do_sample else 0 :]
             logits = logits.index_fill(1, _index(removed, logits), -torch.inf)
-        probability = confidence(logits, tokens)
+        probability = confidence(logits, tokens, self.score_dtype)
         if self.config.remasking == "random":
             return torch.rand(canvas.tokens.shape, device=tokens.device).flatten()[index], probability
         return probability, probability

@@ -68,6 +68,13 @@ class Region:
         origins = [place for place, row in zip(origin.tolist(), self.num_masked, strict=True) if any(row)]
         self.first, self.last, self.length = min(origins), max(origins), length
 
+    def hides_given_text(self, canvas: Canvas) -> bool:
+        """Whether text that was given stands in a later block than a mask, where block-causal attention hides it."""
+        given = canvas.frozen if canvas.attention_mask is None else canvas.frozen & canvas.attention_mask.bool()
+        last_given = torch.where(given, self.block_of, self.block_of.min()).amax(1)
+        first_masked = torch.where(canvas.masked, self.block_of, self.block_of.max() + 1).amin(1)
+        return bool((first_masked < last_given).any())
+
     def __iter__(self) -> Iterator[Block]:
         for index in range(len(self.num_masked[0])):
             offset = index * self.block_length

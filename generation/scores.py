@@ -3,21 +3,23 @@
 import torch
 
 
-def confidence(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def confidence(logits: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """
     The probability of each proposed token, without temperature (low-confidence remasking, arXiv 2502.09992, Algorithm
-    5), from a log-sum-exp in float32: no table of probabilities is built.
+    5), from a log-sum-exp: no table of probabilities is built.
 
     Args:
         logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
             Logits of the positions that may change.
         tokens (`torch.LongTensor` of shape `(positions,)`):
             The proposed tokens.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Precision of the arithmetic and of the result.
 
     Returns:
-        `torch.FloatTensor` of shape `(positions,)`, float32.
+        `torch.FloatTensor` of shape `(positions,)`.
     """
-    logits = logits.float()
+    logits = logits.to(dtype)
     return (logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)).exp()
 
 

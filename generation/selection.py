@@ -70,10 +70,15 @@ class Selector:
         raise NotImplementedError
 
 
-class QuotaSelector(Selector):
+def schedule_steps(
+    region: Region,
+    steps: int | None = None,
+    max_denoising_steps: int | None = None,
+    keep_idle_steps: bool = False,
+    whole_blocks: bool = False,
+) -> list[list[list[int]]]:
     """
-    Commits a fixed number of positions per step, the best first (arXiv 2502.09992, §2.4): the masks of a block, shared
-    out evenly over its steps, row by row.
+    Shares out the masks of every block over its steps, row by row.
 
     Args:
         region ([`Region`]):
@@ -84,35 +89,48 @@ class QuotaSelector(Selector):
             Number of steps per block. One token per step if neither is given.
         keep_idle_steps (`bool`, *optional*, defaults to `False`):
             Whether to keep the steps that commit nothing, because a block has more steps than masks.
+        whole_blocks (`bool`, *optional*, defaults to `False`):
+            Whether to share out all positions of a block that holds masks, as LLaDA2 does.
+
+    Returns:
+        `list[list[list[int]]]`: How many positions to commit, by row, block and step.
 
     Raises:
         ValueError: If there are fewer steps than blocks.
     """
+    rows = []
+    for counts in region.num_masked:
+        num_blocks = sum(count > 0 for count in counts)
+        if steps is not None and steps < num_blocks:
+            raise ValueError(
+                f"`steps={steps}` is fewer than the {num_blocks} blocks to fill; give at least one step per block, or "
+                "a larger `block_length`."
+            )
+        left = iter(share_out(steps, num_blocks) if steps is not None and num_blocks else ())
+        schedule = []
+        for count in counts:
+            positions = region.block_length if count and whole_blocks else count
+            num_steps = (next(left) if steps is not None else max_denoising_steps or positions) if count else 0
+            quotas = share_out(positions, num_steps) if num_steps else []
+            schedule.append(quotas if keep_idle_steps else [quota for quota in quotas if quota])
+        rows.append(schedule)
+    return rows
 
-    def __init__(
-        self,
-        region: Region,
-        steps: int | None = None,
-        max_denoising_steps: int | None = None,
-        keep_idle_steps: bool = False,
-    ):
+
+class QuotaSelector(Selector):
+    """
+    Commits a fixed number of positions per step, the best first (arXiv 2502.09992, §2.4).
+
+    Args:
+        quotas (`list[list[list[int]]]`):
+            How many positions to commit, by row, block and step, see [`schedule_steps`].
+        keep_idle_steps (`bool`, *optional*, defaults to `False`):
+            Whether a block goes on after a step that commits nothing.
+    """
+
+    def __init__(self, quotas: list[list[list[int]]], keep_idle_steps: bool = False):
+        self.quotas = quotas
         self.keeps_idle_steps = keep_idle_steps
-        # [row][block][step]
-        self.quotas: list[list[list[int]]] = []
-        for counts in region.num_masked:
-            num_blocks = sum(count > 0 for count in counts)
-            if steps is not None and steps < num_blocks:
-                raise ValueError(
-                    f"`steps={steps}` is fewer than the {num_blocks} blocks to fill; give at least one step per "
-                    "block, or a larger `block_length`."
-                )
-            left = iter(share_out(steps, num_blocks) if steps is not None and num_blocks else ())
-            schedule = []
-            for count in counts:
-                num_steps = (next(left) if steps is not None else max_denoising_steps or count) if count else 0
-                quotas = share_out(count, num_steps) if num_steps else []
-                schedule.append(quotas if keep_idle_steps else [quota for quota in quotas if quota])
-            self.quotas.append(schedule)
 
     def steps(self, block: Block) -> list[list[int]]:
         """For every step of a block, how many positions each row commits."""
@@ -133,7 +151,39 @@ class QuotaSelector(Selector):
         return super().eligible(canvas, block) & taking_part.unsqueeze(1)
 
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
-        return best(proposal.spread(proposal.scores, -torch.inf), self.plan[self.step])
+        return best(proposal.eligible_scores(), self.plan[self.step])
 
 
-__all__ = ["QuotaSelector", "Selector", "best", "share_out"]
+class ThresholdSelector(Selector):
+    """
+    Commits every position whose score reaches a threshold, and at least as many of the best as a plan says: at least
+    one (Fast-dLLM, arXiv 2505.22618), or the share of a step (LLaDA2.0, arXiv 2512.15745).
+
+    Args:
+        threshold (`float`):
+            The score to reach.
+        floors (`list[list[list[int]]]`, *optional*):
+            Least number per row, block and step. One where it does not say.
+        inclusive (`bool`, *optional*, defaults to `True`):
+            Whether a score equal to the threshold reaches it. Published samplers differ.
+    """
+
+    def __init__(self, threshold: float, floors: list[list[list[int]]] | None = None, inclusive: bool = True):
+        self.threshold = threshold
+        self.floors = floors
+        self.inclusive = inclusive
+
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        self.plan = [rows[block.index] for rows in self.floors] if self.floors else [[]] * len(canvas.tokens)
+        self.step = -1
+
+    def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
+        self.step += 1
+        scores = proposal.eligible_scores()
+        floors = [plan[self.step] if self.step < len(plan) else 1 for plan in self.plan]
+        sure = scores >= self.threshold if self.inclusive else scores > self.threshold
+        enough = sure.sum(1) >= torch.tensor(floors, device=scores.device)
+        return torch.where(enough.unsqueeze(1), sure, best(scores, floors))
+
+
+__all__ = ["QuotaSelector", "Selector", "ThresholdSelector", "best", "schedule_steps", "share_out"]

@@ -34,13 +34,24 @@ class EndOfTextStopper(Listener):
             Id to put after the end.
         device (`torch.device`):
             Device of the canvas.
+        revises (`bool`, *optional*, defaults to `False`):
+            Whether committed tokens may change until their block is finished. An end of text counts then.
     """
 
-    def __init__(self, eos_token_ids: list[int], fill: int, device: torch.device):
+    def __init__(self, eos_token_ids: list[int], fill: int, device: torch.device, revises: bool = False):
         self.eos = torch.tensor(eos_token_ids, dtype=torch.long, device=device)
         self.fill = fill
+        self.revises = revises
 
     def on_step(self, canvas: Canvas, delta: Delta) -> None:
+        if not self.revises:
+            self._finish(canvas)
+
+    def on_block_end(self, canvas: Canvas, block: Block) -> None:
+        if self.revises:
+            self._finish(canvas)
+
+    def _finish(self, canvas: Canvas) -> None:
         ends = torch.isin(canvas.tokens, self.eos) & ~canvas.frozen & ~canvas.has_suffix
         ends &= canvas.masked.cumsum(1) == 0
         canvas.finish(ends.any(1) & ~canvas.finished, ends.int().argmax(1) + 1, self.fill)

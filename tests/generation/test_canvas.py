@@ -6,7 +6,7 @@ import torch
 from llada.generation.canvas import Canvas, Delta
 from llada.generation.regions import Region
 from llada.generation.scores import confidence
-from llada.generation.selection import QuotaSelector, best, share_out
+from llada.generation.selection import QuotaSelector, best, schedule_steps, share_out
 
 
 MASK = 9
@@ -109,7 +109,7 @@ class TestQuota:
     def selector(self, **settings):
         tokens = torch.tensor([[MASK] * 5, [1, MASK, MASK, 1, 1]])
         region = Region(Canvas(tokens, tokens != MASK, MASK), block_length=3)
-        selector = QuotaSelector(region, **settings)
+        selector = QuotaSelector(schedule_steps(region, **settings))
         return [selector.steps(block) for block in region]
 
     def test_every_row_has_its_own_schedule(self):

@@ -99,14 +99,19 @@ def test_every_field_is_documented():
     assert ours == {
         "block_length",
         "cfg_scale",
+        "confidence_dtype",
+        "editing_threshold",
         "eos_early_stop",
+        "kv_cache",
         "mask_token_id",
         "max_denoising_steps",
+        "max_post_steps",
         "output_trace",
         "remasking",
         "rng_compat",
         "steps",
         "suppress_eos",
+        "threshold",
     }
     for name in ours:
         assert f"{name} (" in DiffusionGenerationConfig.__doc__

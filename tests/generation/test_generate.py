@@ -99,8 +99,8 @@ def test_the_surest_come_first():
     model = ScriptedModel.writing([11, 12, 13, 14], confidence=[2.0, 4.0, 1.0, 3.0])
     output = model.generate(PROMPT, max_new_tokens=4, output_trace=True)
     assert [event.positions for event in output.trace[0].events] == [[3], [5], [2], [4]]
-    probability = torch.tensor([4.0] + [0.0] * 30).softmax(0)[0].item()
-    # the mask token is out, so 31 tokens share the probability
+    probability = torch.tensor([4.0] + [0.0] * 31).softmax(0)[0].item()
+    # the mask token keeps its share
     assert output.trace[0].events[0].confidence == [pytest.approx(probability, abs=1e-6)]
     assert output.trace[0].confidence[:2] == [1.0, 1.0]
     assert output.trace[0].step_of == [-1, -1, 2, 0, 3, 1]
@@ -234,7 +234,7 @@ class TestSampling:
         for limit in ({"top_k": 2}, {"top_p": 0.2}, {"min_p": 0.5}):
             output = model.generate(PROMPT.expand(20, 2), **settings, **limit)
             assert set(output.sequences[:, 2:].flatten().tolist()) <= {10, 11}
-            likeliest = torch.tensor([2.0, 1.9] + [0.0] * 29).softmax(0)[0].item()
+            likeliest = torch.tensor([2.0, 1.9] + [0.0] * 30).softmax(0)[0].item()
             assert output.trace[0].events[0].confidence[0] <= likeliest + 1e-6
 
     def test_returns_several_sequences_per_prompt(self):
@@ -386,7 +386,7 @@ class TestRefusals:
             ({"block_lenght": 4}, "`block_lenght` .write `block_length`"),
             ({"gen_length": 4}, "`gen_length` .write `max_new_tokens`"),
             ({"something": 1}, "Unknown generation setting: `something`"),
-            ({"past_key_values": object()}, "no cache"),
+            ({"past_key_values": object()}, "continues a block-causal cache"),
             ({"inputs_embeds": torch.zeros(1, 2, 8)}, "input_ids"),
             ({"decoder_input_ids": PROMPT}, "infill"),
             ({"prefix_allowed_tokens_fn": lambda batch, tokens: [1]}, "LogitsProcessor"),
