@@ -338,7 +338,7 @@ def masked_cross_entropy(
 def reduce_loss(
     row_losses: torch.Tensor,
     lengths: torch.Tensor,
-    normalization: Literal["sequence", "token", "batch"],
+    normalization: str,
     num_items: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """

@@ -64,7 +64,10 @@ def chunk_documents(
         raise ValueError("The dataset holds text; write `processing_class=tokenizer`, or pass `input_ids`.")
 
     def chunk(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        documents = batch.get("input_ids") or tokenizer(batch[text_field], add_special_tokens=False)["input_ids"]
+        documents = batch.get("input_ids")
+        if documents is None:
+            assert tokenizer is not None, "checked above"
+            documents = tokenizer(batch[text_field], add_special_tokens=False)["input_ids"]
         if eos_token_id is not None:
             documents = [ids if ids and ids[-1] == eos_token_id else [*ids, eos_token_id] for ids in documents]
         tokens = list(chain.from_iterable(documents))
