@@ -134,7 +134,7 @@ class CachedForward(FullForward):
             return
         undone = canvas.masked.any(1).tolist()
         kept = [place for place, row in enumerate(self.rows) if undone[row]]
-        if len(kept) < len(self.rows):
+        if 0 < len(kept) < len(self.rows):
             places = kept + ([place + len(self.rows) for place in kept] if self.guidance else [])
             self.cache.keep_rows(torch.tensor(places, device=canvas.tokens.device))
             self.rows = [self.rows[place] for place in kept]
