@@ -46,6 +46,17 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
     > - `bf16`: `True` on accelerators that support it.
     >
     > The paper trains for 3 epochs with a global batch of 256.
+
+    Example:
+
+    ```python
+    >>> from llada import LLaDASFTConfig
+
+    >>> # less noise than in the paper where answers are short, and a fill that does not depend on the batch
+    >>> args = LLaDASFTConfig(
+    ...     "run", mask_sampling="exact", ratio_sampling="stratified", eos_fill="multiple", eos_fill_length=32
+    ... )
+    ```
     """
 
     learning_rate: float = field(default=2.5e-5, metadata={"help": "The peak learning rate of AdamW."})

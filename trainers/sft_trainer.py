@@ -1,6 +1,7 @@
 """Supervised fine-tuning of masked diffusion language models on top of TRL."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -121,7 +122,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                     "evaluations report `nll_bound`, `ppl_bound` and accuracies."
                 )
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
-        args = as_arguments(args, LLaDASFTConfig, f"{model_id.split('/')[-1]}-SFT")
+        args = as_arguments(args, LLaDASFTConfig, f"{Path(model_id).name or 'LLaDA'}-SFT")
         loading = {"trust_remote_code": args.trust_remote_code}
         if isinstance(model, str):
             loading["revision"] = (args.model_init_kwargs or {}).get("revision")

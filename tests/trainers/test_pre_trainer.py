@@ -119,15 +119,16 @@ def _lengths(trainer):
 
 
 def test_the_batches_of_a_step_are_cut_to_one_random_length(make_pre_trainer):
-    settings = {"max_steps": 30, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    settings = {"max_steps": 30, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
     settings["train_dataset"] = Dataset.from_dict({"input_ids": torch.arange(128).view(8, 16).tolist()})
     lengths = _lengths(make_pre_trainer(random_length_probability=0.5, **settings))
     assert lengths[::2] == lengths[1::2]
     cut = [length for length in lengths[::2] if length < 16]
     assert 8 <= len(cut) <= 22 and len(set(cut)) > 4 and min(cut) >= 1
     # the length depends on the seed and the step
-    assert lengths == _lengths(make_pre_trainer(random_length_probability=0.5, **settings))
-    assert lengths != _lengths(make_pre_trainer(random_length_probability=0.5, seed=3, **settings))
+    settings["max_steps"] = 8
+    assert lengths[:16] == _lengths(make_pre_trainer(random_length_probability=0.5, **settings))
+    assert lengths[:16] != _lengths(make_pre_trainer(random_length_probability=0.5, seed=3, **settings))
     assert set(_lengths(make_pre_trainer(random_length_probability=0.0, **settings))) == {16}
 
 

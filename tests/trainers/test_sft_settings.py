@@ -61,9 +61,10 @@ def test_checkpointing_is_on_unless_it_is_switched_off_under_either_name(tmp_pat
 def test_no_arguments_are_the_default_ones(make_model, tiny_tokenizer, pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = make_model()
-    model.config._name_or_path = "ada/llada-small"
-    trainer = LLaDASFTTrainer(model, train_dataset=pairs, processing_class=tiny_tokenizer)
-    assert type(trainer.args) is LLaDASFTConfig and trainer.args.output_dir == "llada-small-SFT"
+    for name, output_dir in (("ada/llada-small", "llada-small-SFT"), ("", "LLaDA-SFT")):
+        model.config._name_or_path = name
+        trainer = LLaDASFTTrainer(model, train_dataset=pairs, processing_class=tiny_tokenizer)
+        assert type(trainer.args) is LLaDASFTConfig and trainer.args.output_dir == output_dir
 
 
 def test_arguments_of_the_bases_keep_their_values(make_trainer, make_args):
