@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_illada, tiny_llada
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from llada import LLaDAModelLM
+from llada import ILLaDAModel, LLaDAModel, LLaDAModelLM
 from llada.modeling_llada import modeling_llada
 
 
@@ -103,13 +103,18 @@ def test_bfloat16_follows_the_second_implementation(name, ids, tmp_path):
 
 
 def test_norms_are_computed_in_float32():
-    norm = modeling_llada.LLaDARMSNorm(4, eps=1e-5).to(torch.bfloat16)
-    hidden = torch.tensor([[300.0, 1.0, -1.0, 0.5]], dtype=torch.bfloat16)
+    norm = modeling_llada.LLaDARMSNorm(64, eps=1e-5).to(torch.bfloat16)
+    hidden = 300 * torch.randn(1, 64).to(torch.bfloat16)
     exact = hidden.double()
     exact = exact / (exact.square().mean() + 1e-5).sqrt()
     assert torch.equal(norm(hidden), exact.to(torch.bfloat16))
-    assert torch.equal(norm.to(torch.float32)(torch.zeros(1, 4)), torch.zeros(1, 4))
-    assert repr(norm) == "LLaDARMSNorm((4,), eps=1e-05)"
+    # rounded before it is scaled, and after
+    torch.nn.init.uniform_(norm.weight)
+    assert torch.equal(norm(hidden), (norm.weight * exact.to(torch.bfloat16)).to(torch.bfloat16))
+    assert not torch.equal(norm(hidden), (norm.weight.double() * exact).to(torch.bfloat16))
+    torch.nn.init.ones_(norm.weight)
+    assert torch.equal(norm.to(torch.float32)(torch.zeros(1, 64)), torch.zeros(1, 64))
+    assert repr(norm) == "LLaDARMSNorm((64,), eps=1e-05)"
 
 
 def test_outputs(model, ids):
@@ -118,6 +123,7 @@ def test_outputs(model, ids):
     assert output.logits.shape == (2, LENGTH, 48)
     assert (output.loss, output.hidden_states, output.attentions) == (None, None, None)
     assert torch.equal(model(ids, return_dict=False)[0], output.logits)
+    assert type(model.model) is {"llada": LLaDAModel, "illada": ILLaDAModel}[model.config.model_type]
     backbone = model.model(ids)
     assert isinstance(backbone, BaseModelOutput)
     assert torch.equal(model.lm_head(backbone.last_hidden_state), output.logits)
@@ -378,6 +384,10 @@ def test_rope_scaling(scaling):
     scaled.load_state_dict(plain.state_dict())
     difference = (scaled(long).logits - plain(long).logits).abs().max()
     assert difference > 0.01 and scaled(long).logits.isfinite().all()
+    # yarn lengthens queries and keys, the others turn them only
+    cos, sin = scaled.model.rotary_emb(torch.zeros(1, 80, 32), torch.arange(80)[None])
+    length = 1 + 0.1 * math.log(2) if scaling["rope_type"] == "yarn" else 1.0
+    torch.testing.assert_close(cos.square() + sin.square(), torch.full_like(cos, length**2))
     if scaling["rope_type"] == "linear":
         # positions divided by the factor
         halved = plain(long, position_ids=torch.arange(80)[None] / 2).logits
