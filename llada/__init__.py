@@ -19,7 +19,18 @@ from .generation.configuration_diffusion import DiffusionGenerationConfig
 from .modeling_llada.auto import register_with_transformers
 from .modeling_llada.configuration_illada import ILLaDAConfig
 from .modeling_llada.configuration_llada import LLaDAConfig
-from .modeling_llada.modeling_llada import ILLaDAForCausalLM, ILLaDAModel, LLaDAModel, LLaDAModelLM
+from .modeling_llada.configuration_llada2_moe import LLaDA2MoeConfig
+from .modeling_llada.configuration_llada_moe import LLaDAMoEConfig
+from .modeling_llada.modeling_llada import (
+    ILLaDAForCausalLM,
+    ILLaDAModel,
+    LLaDA2MoeModel,
+    LLaDA2MoeModelLM,
+    LLaDAModel,
+    LLaDAModelLM,
+    LLaDAMoEModel,
+    LLaDAMoEModelLM,
+)
 
 
 if TYPE_CHECKING:
@@ -35,7 +46,13 @@ __all__ = [
     "ILLaDAConfig",
     "ILLaDAForCausalLM",
     "ILLaDAModel",
+    "LLaDA2MoeConfig",
+    "LLaDA2MoeModel",
+    "LLaDA2MoeModelLM",
     "LLaDAConfig",
+    "LLaDAMoEConfig",
+    "LLaDAMoEModel",
+    "LLaDAMoEModelLM",
     "LLaDAModel",
     "LLaDAModelLM",
     "LLaDAPreTrainer",

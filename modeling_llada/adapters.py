@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import PeftAdapterMixin
 
-from .checkpoint_layouts import LLADA_LAYER_NAMES, LLADA_MODEL_NAMES
+from .checkpoint_layouts import LAYOUTS
 
 
 if TYPE_CHECKING:
@@ -34,14 +34,15 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {part for name in names for part in name.split(".")}
 
 
-_PUBLISHED_NAMES = {"blocks"} | _parts((*LLADA_LAYER_NAMES, *LLADA_MODEL_NAMES))
-_PUBLISHED_NAMES -= _parts((*LLADA_LAYER_NAMES.values(), *LLADA_MODEL_NAMES.values()))
+_LLADA = LAYOUTS["llada"]
+_PUBLISHED_NAMES = {"blocks"} | _parts((*_LLADA.layer_names, *_LLADA.model_names))
+_PUBLISHED_NAMES -= _parts((*_LLADA.layer_names.values(), *_LLADA.model_names.values()))
 
 
 def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
     """Name in memory of every layer that the published code has too -> its name there."""
-    outside = {name: published for published, name in LLADA_MODEL_NAMES.items()}
-    inside = {name: published for published, name in LLADA_LAYER_NAMES.items()}
+    outside = {name: published for published, name in _LLADA.model_names.items()}
+    inside = {name: published for published, name in _LLADA.layer_names.items()}
     # a tied head is no module in the published code
     if model.config.tie_word_embeddings:
         del outside["lm_head"]

@@ -33,6 +33,21 @@ def default_positions(
     return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
 
 
+def find_tokens(
+    attention_mask: torch.Tensor | BlockMask | None, cache_position: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """
+    What of the input is no padding.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, length)`, or `None` if the mask does not say: there is none, or it is one
+        per query position.
+    """
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return None
+    return (attention_mask if cache_position is None else attention_mask[:, cache_position]).bool()
+
+
 def expand_attention_mask(
     config: PreTrainedConfig,
     attention_mask: torch.Tensor | BlockMask | None,
@@ -156,4 +171,4 @@ def _as_backend_reads(implementation: str, visible: torch.Tensor, dtype: torch.d
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-__all__ = ["default_positions", "expand_attention_mask"]
+__all__ = ["default_positions", "expand_attention_mask", "find_tokens"]

@@ -5,7 +5,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from .checkpoint_layouts import register_checkpoint_layouts
 from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
-from .modeling_llada import ILLaDAForCausalLM, LLaDAModelLM
+from .configuration_llada2_moe import LLaDA2MoeConfig
+from .configuration_llada_moe import LLaDAMoEConfig
+from .modeling_llada import ILLaDAForCausalLM, LLaDA2MoeModelLM, LLaDAModelLM, LLaDAMoEModelLM
+
+
+MODELS = {
+    ILLaDAConfig: ILLaDAForCausalLM,
+    LLaDA2MoeConfig: LLaDA2MoeModelLM,
+    LLaDAConfig: LLaDAModelLM,
+    LLaDAMoEConfig: LLaDAMoEModelLM,
+}
 
 
 def register_with_transformers() -> None:
@@ -13,15 +23,16 @@ def register_with_transformers() -> None:
     Register every config and model with `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForCausalLM`,
     and the tensor names of published checkpoints.
 
-    All three model classes give the model with the head, as the `auto_map` of the published checkpoints does:
-    existing scripts read `AutoModel.from_pretrained(...)(input_ids).logits`. A registered class goes before the code
-    a checkpoint carries, with and without `trust_remote_code=True`.
+    All three model classes give the model with the head, as the `auto_map` of most published checkpoints does:
+    existing scripts read `AutoModel.from_pretrained(...)(input_ids).logits`. Only the `auto_map` of LLaDA2 names the
+    backbone for `AutoModel`; here that is [`LLaDA2MoeModel`], or `model.model`. A registered class goes before the
+    code a checkpoint carries, with and without `trust_remote_code=True`.
     """
     register_checkpoint_layouts()
-    for config_class, model_class in ((LLaDAConfig, LLaDAModelLM), (ILLaDAConfig, ILLaDAForCausalLM)):
+    for config_class, model_class in MODELS.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
             auto_class.register(config_class, model_class, exist_ok=True)
 
 
-__all__ = ["register_with_transformers"]
+__all__ = ["MODELS", "register_with_transformers"]

@@ -1,71 +1,233 @@
-"""How published tensor names correspond to the names in memory, in both directions."""
+"""How published tensor names correspond to the names in memory, in both directions: one table per family."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    Split,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+)
 
 
-# published leaf name of a layer -> name in memory
-LLADA_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_norm": "post_attention_layernorm",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# a tensor of one expert, or of all experts before gate and up are one
+_EXPERT = re.compile(r"\.mlp\.experts\.(?:(\d+)\.)?(gate|up|down)_proj(?:\.weight)?$")
+_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+class _AsLoaded(ConversionOps):
+    """Takes the bias of a router as it comes: transformers has brought it to float32 already."""
+
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        return {target_patterns[0]: next(iter(input_dict.values()))}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return _InPublishedDtype()
+
+
+class _InPublishedDtype(ConversionOps):
+    """Gives the bias of a router the dtype it was loaded from, as long as that loses nothing."""
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, model, **kwargs):
+        (bias,) = next(iter(input_dict.values()))
+        dtype = model.published_bias_dtype
+        if dtype is not None and torch.equal(bias.to(dtype).to(bias.dtype), bias):
+            bias = bias.to(dtype)
+        return {target_patterns[0]: bias}
+
+
+class _JoinHalves(ConversionOps):
+    """Joins all gates and all up-projections. Not a `Concatenate`, in which PEFT would look for adapters."""
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        return {target_patterns[0]: torch.cat([input_dict.pop(half)[0] for half in source_patterns], dim=1)}
+
+
+def merged_experts() -> WeightConverter:
+    """
+    What dFactory's merged files need beside the published layout, for loading only: `mlp.experts.gate_proj` and
+    `mlp.experts.up_proj`, each of all experts. dInfer's `mlp.w1` and `mlp.w2` look alike and are something else; they
+    are reported as unexpected.
+    """
+    halves = ["mlp.experts.gate_proj", "mlp.experts.up_proj"]
+    return WeightConverter(halves, "mlp.experts.gate_up_proj", [_JoinHalves()])
+
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """
+    The tensor names of a family on disk. A name that is in none of the tables is the same in memory.
+
+    Args:
+        model_names (`Mapping[str, str]`):
+            Published name of a module outside the layers -> name in memory.
+        layers (`str`):
+            Published name of the list of layers.
+        layer_names (`Mapping[str, str]`):
+            Published name of a module inside a layer -> name in memory.
+        fused_attention (`str`, *optional*):
+            Published name, inside a layer, of queries, keys and values in one matrix, in this order.
+        has_experts (`bool`):
+            Whether there are experts: a tensor for each on disk, two for all of them in memory.
+    """
+
+    model_names: Mapping[str, str] = field(default_factory=dict)
+    layers: str = "model.layers"
+    layer_names: Mapping[str, str] = field(default_factory=dict)
+    fused_attention: str | None = None
+    has_experts: bool = False
+
+    def transforms(self) -> list[WeightTransform]:
+        """
+        The table in the form of transformers, which applies it on loading and reverses it on saving.
+
+        Patterns of renamings are anchored at both ends of the module name: `ff_out` is the head at the top level and
+        the down-projection inside a layer, and transformers searches patterns. Those of converters cannot be, and
+        name enough modules to be unique.
+        """
+        layers = re.escape(self.layers)
+        transforms: list[WeightTransform] = [
+            WeightRenaming(rf"^{re.escape(published)}\.", f"{name}.") for published, name in self.model_names.items()
+        ]
+        transforms += [
+            WeightRenaming(rf"^{layers}\.(\d+)\.{re.escape(published)}\.", rf"model.layers.\1.{name}.")
+            for published, name in self.layer_names.items()
+        ]
+        if self.fused_attention:
+            parts = [f"{name}.weight" for name in _FUSED]
+            transforms.append(WeightConverter(f"{self.fused_attention}.weight", parts, [Split(dim=0)]))
+        if self.has_experts:
+            halves = [f"mlp.experts.*.{half}_proj.weight" for half in ("gate", "up")]
+            operations = [MergeModulelist(dim=0), Concatenate(dim=1)]
+            transforms += [
+                WeightConverter(halves, "mlp.experts.gate_up_proj", operations),
+                WeightConverter("mlp.experts.*.down_proj.weight", "mlp.experts.down_proj", [MergeModulelist(dim=0)]),
+                WeightConverter("mlp.gate.expert_bias", "mlp.gate.expert_bias", [_AsLoaded()]),
+            ]
+        return transforms
+
+
+LAYOUTS = {
+    # LLaDA-8B-Base, LLaDA-8B-Instruct, LLaDA-1.5
+    "llada": CheckpointLayout(
+        model_names={
+            "model.transformer.wte": "model.embed_tokens",
+            "model.transformer.ln_f": "model.norm",
+            "model.transformer.ff_out": "lm_head",
+        },
+        layers="model.transformer.blocks",
+        layer_names={
+            "attn_norm": "input_layernorm",
+            "q_proj": "self_attn.q_proj",
+            "k_proj": "self_attn.k_proj",
+            "v_proj": "self_attn.v_proj",
+            "attn_out": "self_attn.o_proj",
+            "ff_norm": "post_attention_layernorm",
+            "ff_proj": "mlp.gate_proj",
+            "up_proj": "mlp.up_proj",
+            "ff_out": "mlp.down_proj",
+        },
+    ),
+    # LLaDA-MoE-7B-A1B
+    "lladamoe": CheckpointLayout(has_experts=True),
+    # LLaDA2.0, 2.1 and 2.2
+    "llada2_moe": CheckpointLayout(
+        model_names={"model.word_embeddings": "model.embed_tokens"},
+        layer_names={
+            "attention.dense": "self_attn.o_proj",
+            "attention.query_layernorm": "self_attn.q_norm",
+            "attention.key_layernorm": "self_attn.k_norm",
+        },
+        fused_attention="attention.query_key_value",
+        has_experts=True,
+    ),
 }
 
-# published name outside the layers -> name in memory
-LLADA_MODEL_NAMES = {
-    "model.transformer.wte": "model.embed_tokens",
-    "model.transformer.ln_f": "model.norm",
-    "model.transformer.ff_out": "lm_head",
-}
 
-
-def llada_layout() -> list[WeightRenaming]:
+def in_memory_names(published: Iterable[str], model_type: str) -> dict[str, list[str]]:
     """
-    The renamings between a LLaDA-8B checkpoint and [`LLaDAModelLM`].
-
-    Patterns are anchored at both ends of the module name: `ff_out` is the head at the top level and the
-    down-projection inside a layer, and transformers searches patterns and reverses them on save.
-    """
-    model = [
-        WeightRenaming(rf"^{published.replace('.', chr(92) + '.')}\.", f"{name}.")
-        for published, name in LLADA_MODEL_NAMES.items()
-    ]
-    layers = [
-        WeightRenaming(rf"^model\.transformer\.blocks\.(\d+)\.{published}\.", rf"model.layers.\1.{name}.")
-        for published, name in LLADA_LAYER_NAMES.items()
-    ]
-    return model + layers
-
-
-def in_memory_names(published: Iterable[str]) -> dict[str, str]:
-    """
-    The name in memory of every tensor.
+    The names in memory of every tensor.
 
     Args:
         published (`Iterable[str]`):
             Names of tensors. Those that are no published ones stand for themselves.
+        model_type (`str`):
+            The family.
 
     Returns:
-        `dict[str, str]`: Name in memory by the name given.
+        `dict[str, list[str]]`: Names in memory by the name given. There are several for a fused matrix; the experts
+        of a layer share theirs.
     """
-    layout, names = llada_layout(), {}
+    layout = LAYOUTS.get(model_type, CheckpointLayout())
+    transforms, names = [*layout.transforms(), *([merged_experts()] if layout.has_experts else [])], {}
     for name in published:
-        renamed = (renaming.rename_source_key(name) for renaming in layout)
-        names[name] = next((new for new, pattern in renamed if pattern is not None), name)
+        renamed = (transform.rename_source_key(name) for transform in transforms)
+        new = next((new for new, pattern in renamed if pattern is not None), name)
+        names[name] = [new]
+        if layout.fused_attention and f".{layout.fused_attention}." in name:
+            names[name] = [new.replace(_FUSED[0], part) for part in _FUSED]
     return names
+
+
+def in_memory_tensors(published: Mapping[str, torch.Tensor], model: "PreTrainedModel") -> dict[str, torch.Tensor]:
+    """
+    Brings a state dict to the names in memory.
+
+    Args:
+        published (`Mapping[str, torch.Tensor]`):
+            Tensors under published names, names in memory, or both. Experts that are missing, because they are in
+            another file, keep the weights they have.
+        model ([`~transformers.PreTrainedModel`]):
+            The model they are for.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The tensors under names in memory, the input itself if all were so already.
+    """
+    names = in_memory_names(published, model.config.model_type)
+    if all(new == [name] for name, new in names.items()):
+        return published
+    current, tensors = model.state_dict(), {}
+    for name, tensor in published.items():
+        first, *others = names[name]
+        expert = _EXPERT.search(name)
+        if others:
+            tensors.update(zip(names[name], tensor.split([len(current[part]) for part in names[name]]), strict=True))
+        elif first == name or not expert or first not in current:
+            tensors[first] = tensor
+        else:
+            index, half = expert.groups()
+            experts = tensors.setdefault(first, current[first].clone())
+            if half != "down":
+                experts = experts.chunk(2, dim=1)[half == "up"]
+            experts[slice(None) if index is None else int(index)] = tensor
+    return tensors
 
 
 def register_checkpoint_layouts() -> None:
     """Tells transformers and PEFT how to read and write published checkpoints. iLLaDA needs no renaming."""
-    register_checkpoint_conversion_mapping("llada", llada_layout(), overwrite=True)
+    for model_type, layout in LAYOUTS.items():
+        register_checkpoint_conversion_mapping(model_type, layout.transforms(), overwrite=True)
 
 
-__all__ = ["LLADA_LAYER_NAMES", "LLADA_MODEL_NAMES", "in_memory_names", "llada_layout", "register_checkpoint_layouts"]
+__all__ = [
+    "LAYOUTS",
+    "CheckpointLayout",
+    "in_memory_names",
+    "in_memory_tensors",
+    "merged_experts",
+    "register_checkpoint_layouts",
+]

@@ -35,9 +35,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         ValueError: If a field is given under both of its names with different values, or no model can be built.
     """
 
-    # a family trained with block-causal attention sets it, and may publish the length of its blocks
+    # whether the family was trained with block-causal attention
     block_causal: ClassVar[bool] = False
-    block_size: ClassVar[int | None] = None
 
     rope_theta: int | float = 10000.0
     rope_scaling: dict | None = None

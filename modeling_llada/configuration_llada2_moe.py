@@ -113,6 +113,7 @@ class LLaDA2MoeConfig(MixtureOfExpertsConfig):
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
     }
+    block_causal = True
     float32_logits = True
 
     vocab_size: int = 157184

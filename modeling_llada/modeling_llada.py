@@ -2,13 +2,15 @@
 The mask predictor: a Transformer without a causal mask that predicts all masked tokens at once (arXiv 2502.09992, §2).
 
 One backbone serves every family. It reads standard field names from the configuration; what differs between the
-families (rope precision, dropouts, biases, key-value heads, tying) are fields of the configuration, not other classes.
+families (rope precision and width, norms of queries and keys, dropouts, biases, key-value heads, tying, experts) are
+attributes of the configuration, not other classes. Routers and experts have files of their own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.loss.loss_utils import ForMaskedLMLoss
@@ -19,18 +21,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..generation.canvas_cache import CanvasCache
 from ..generation.configuration_diffusion import DiffusionGenerationConfig
 from ..generation.mixin import LLaDAGenerationMixin
 from .adapters import PublishedAdaptersMixin
-from .attention_masks import default_positions, expand_attention_mask
-from .checkpoint_layouts import in_memory_names
-from .configuration_base import MaskedDiffusionConfig
+from .attention_masks import default_positions, expand_attention_mask, find_tokens
+from .configuration_base import MaskedDiffusionConfig, MixtureOfExpertsConfig
 from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
+from .configuration_llada2_moe import LLaDA2MoeConfig
+from .configuration_llada_moe import LLaDAMoEConfig
+from .experts import LLaDAExperts
 from .model_card import replace_placeholder_card
+from .published_checkpoints import PublishedCheckpointsMixin
+from .router_losses import MoeMaskedLMOutput, router_aux_loss
+from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_routing_blocks
 
 
 class LLaDARMSNorm(nn.Module):
@@ -79,8 +86,8 @@ class LLaDARotaryEmbedding(nn.Module):
 
     @staticmethod
     def compute_default_rope_parameters(config: MaskedDiffusionConfig, **kwargs) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies (float32, shape `(head_dim / 2,)`) and the scaling of cosines and sines (1)."""
-        dim = config.head_dim
+        """Inverse frequencies (float32, shape `(rotary_dim / 2,)`) and the scaling of cosines and sines (1)."""
+        dim = config.rotary_dim
         exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
 
@@ -98,20 +105,23 @@ class LLaDARotaryEmbedding(nn.Module):
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        angles = torch.cat((angles, angles), dim=-1)  # [batch or 1, length, head_dim]
+        angles = torch.cat((angles, angles), dim=-1)  # [batch or 1, length, rotary_dim]
         dtype = torch.float if self.config.rope_full_precision else x.dtype
         return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """
-    Rotates queries or keys, `states` of shape `(batch, heads, length, head_dim)`, half against half. The arithmetic
-    runs in the dtype of `cos`, the result has the dtype of `states`.
+    Rotates queries or keys, `states` of shape `(batch, heads, length, head_dim)`, half against half. If `cos` is
+    narrower than they are, the first dimensions turn and the others stay. The arithmetic runs in the dtype of `cos`,
+    the result has the dtype of `states`.
     """
-    exact = states.to(cos.dtype)
+    turning, staying = states.tensor_split([cos.shape[-1]], dim=-1)
+    exact = turning.to(cos.dtype)
     first, second = exact.chunk(2, dim=-1)
     rotated = exact * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
-    return rotated.to(states.dtype)
+    rotated = rotated.to(states.dtype)
+    return torch.cat((rotated, staying), dim=-1) if staying.shape[-1] else rotated
 
 
 def eager_attention_forward(
@@ -152,6 +162,8 @@ class LLaDAAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=bool(config.attention_bias))
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bool(config.attention_bias))
         self.o_proj = nn.Linear(width, config.hidden_size, bias=bool(config.attention_bias))
+        self.q_norm = LLaDARMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
+        self.k_norm = LLaDARMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -164,8 +176,8 @@ class LLaDAAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
         by_head = (*batch_and_length, -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(by_head).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(by_head).transpose(1, 2)
+        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
         query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
 
@@ -189,15 +201,31 @@ class LLaDAAttention(nn.Module):
 class LLaDAMLP(nn.Module):
     """SwiGLU feed-forward layer."""
 
-    def __init__(self, config: MaskedDiffusionConfig):
+    def __init__(self, config: MaskedDiffusionConfig, intermediate_size: int):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class LLaDASparseMLP(nn.Module):
+    """Mixture of experts: the few that the router chooses for a token and, in some families, one that sees all."""
+
+    def __init__(self, config: MixtureOfExpertsConfig):
+        super().__init__()
+        self.gate = ROUTERS[config.score_function](config)
+        self.experts = LLaDAExperts(config)
+        shared = config.shared_expert_intermediate_size
+        self.shared_experts = LLaDAMLP(config, shared) if shared else None
+
+    def forward(self, hidden_states: torch.Tensor, routing_blocks: RoutingBlocks | None = None) -> torch.Tensor:
+        _, weights, indices = self.gate(hidden_states, routing_blocks)
+        output = self.experts(hidden_states.flatten(0, 1), indices, weights).view_as(hidden_states)
+        return output if self.shared_experts is None else output + self.shared_experts(hidden_states)
 
 
 class LLaDALayer(GradientCheckpointingLayer):
@@ -208,7 +236,8 @@ class LLaDALayer(GradientCheckpointingLayer):
         self.input_layernorm = LLaDARMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = LLaDAAttention(config, layer_idx)
         self.post_attention_layernorm = LLaDARMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = LLaDAMLP(config)
+        self.is_sparse = config.mlp_layer_types[layer_idx] == "sparse"
+        self.mlp = LLaDASparseMLP(config) if self.is_sparse else LLaDAMLP(config, config.intermediate_size)
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
@@ -216,38 +245,61 @@ class LLaDALayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
+        routing_blocks: RoutingBlocks | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states), position_embeddings, attention_mask=attention_mask, **kwargs
         )
         hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        normed = self.post_attention_layernorm(hidden_states)
+        output = self.mlp(normed, routing_blocks) if self.is_sparse else self.mlp(normed)
+        return hidden_states + self.dropout(output)
 
 
-class LLaDAPreTrainedModel(PublishedAdaptersMixin, PreTrainedModel):
+class LLaDAPreTrainedModel(PublishedCheckpointsMixin, PublishedAdaptersMixin, PreTrainedModel):
     """Loading, saving and initialisation of all models of this package."""
 
     config: LLaDAConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDALayer"]
+    _keep_in_fp32_modules_strict = ["expert_bias"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": LLaDALayer, "attentions": LLaDAAttention}
+    _can_record_outputs = {
+        "hidden_states": LLaDALayer,
+        "attentions": LLaDAAttention,
+        "router_logits": OutputRecorder(TopKRouter, index=0),
+        "router_indices": OutputRecorder(TopKRouter, index=2),
+    }
 
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
-        """
-        As in torch, and published names do as well: trainers resume from what `save_pretrained` wrote by calling this,
-        and with `strict=False`.
-        """
-        names = in_memory_names(state_dict)
-        if any(name != published for published, name in names.items()):
-            state_dict = {names[published]: tensor for published, tensor in state_dict.items()}
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+    def __init__(self, config: MaskedDiffusionConfig):
+        if not isinstance(config, self.config_class):
+            raise ValueError(
+                f"{type(self).__name__} is built from a {self.config_class.__name__}, not from a "
+                f"{type(config).__name__}. `AutoModelForMaskedLM` finds the class that fits a checkpoint."
+            )
+        super().__init__(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LLaDAExperts):
+            init.normal_(module.gate_up_proj, std=self.config.initializer_range)
+            init.normal_(module.down_proj, std=self.config.initializer_range)
+        elif isinstance(module, TopKRouter):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            for bias in module.buffers():
+                init.zeros_(bias)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for the decorator of the experts in the source of this file
+        return issubclass(cls.config_class, MixtureOfExpertsConfig)
 
 
 class LLaDAModel(LLaDAPreTrainedModel):
@@ -339,16 +391,21 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 f"`position_ids` has shape {tuple(position_ids.shape)}; give {(batch, length)}, or one row for all."
             )
 
-        attention_mask = expand_attention_mask(
+        visible = expand_attention_mask(
             self.config, attention_mask, inputs_embeds, position_ids, block_length, past_key_values
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
+        routing_blocks = None
+        if self.config.expert_capacity:
+            is_token = find_tokens(attention_mask, cache_position)
+            routing_blocks = find_routing_blocks(position_ids, is_token, batch, self.config.block_size)
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 position_embeddings,
-                attention_mask=attention_mask,
+                attention_mask=visible,
+                routing_blocks=routing_blocks,
                 past_key_values=past_key_values,
                 cache_position=cache_position,
                 **kwargs,
@@ -387,6 +444,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_logits_to_keep: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_router_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
@@ -407,19 +465,30 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 How many cells of a boolean `logits_to_keep` are true, if that is known: saves waiting for the device.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss, instead of the number of labels.
+            output_router_logits (`bool`, *optional*):
+                Whether to record the routers, and to add what keeps their load even to the loss.
+                `config.output_router_logits` if not given.
 
         Returns:
             [`~transformers.modeling_outputs.MaskedLMOutput`] with `logits` of shape `(batch, kept, vocab_size)`, or
-            `(num_true, vocab_size)` for a boolean mask, in the dtype of the model, and `loss` if `labels` are given.
+            `(num_true, vocab_size)` for a boolean mask, in the dtype of the model (LLaDA2: float32), and `loss` if
+            `labels` are given. With `output_router_logits`, a [`~router_losses.MoeMaskedLMOutput`].
 
         Raises:
-            ValueError: See [`LLaDAModel.forward`].
+            ValueError: See [`LLaDAModel.forward`]; or if routers are to be recorded that do not exist, or that the
+                loss cannot reach.
         """
+        if output_router_logits is None:
+            output_router_logits = getattr(self.config, "output_router_logits", False)
+        if output_router_logits and "sparse" not in self.config.mlp_layer_types:
+            raise ValueError("`output_router_logits=True`, but no layer of this model has experts; leave it out.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            output_router_logits=output_router_logits,
+            output_router_indices=output_router_logits,
             **kwargs,
         )
         if num_logits_to_keep is not None:
@@ -429,12 +498,30 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         else:
             hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = self.lm_head(hidden_states)
+        if self.config.float32_logits:
+            logits = logits.float()
         loss = None
         if labels is not None:
             kept = slice_logits_to_keep(labels.unsqueeze(-1), logits_to_keep)
             loss = ForMaskedLMLoss(logits, kept.contiguous(), self.config.vocab_size, num_items_in_batch)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        fields = {"logits": logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        if not output_router_logits:
+            return MaskedLMOutput(loss=loss, **fields)
+
+        recorded = outputs.router_logits, outputs.router_indices
+        aux_loss = router_aux_loss(self.config, *recorded, find_tokens(attention_mask, kwargs.get("cache_position")))
+        if self.training and logits.requires_grad and not aux_loss.requires_grad:
+            raise ValueError(
+                "The loss of the routers reaches no weight. Reentrant gradient checkpointing hides them: write "
+                '`gradient_checkpointing_kwargs={"use_reentrant": False}`. If no layer is trained, write '
+                "`output_router_logits=False`."
+            )
+        return MoeMaskedLMOutput(
+            loss=None if loss is None else loss + aux_loss.to(loss.device),
+            aux_loss=aux_loss,
+            router_logits=recorded[0],
+            router_indices=recorded[1],
+            **fields,
         )
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
@@ -456,9 +543,39 @@ class ILLaDAForCausalLM(LLaDAModelLM):
     backbone_class = ILLaDAModel
 
 
+class LLaDAMoEModel(LLaDAModel):
+    """The backbone of LLaDA-MoE."""
+
+    config: LLaDAMoEConfig
+
+
+class LLaDAMoEModelLM(LLaDAModelLM):
+    """LLaDA-MoE with its head."""
+
+    config: LLaDAMoEConfig
+    backbone_class = LLaDAMoEModel
+
+
+class LLaDA2MoeModel(LLaDAModel):
+    """The backbone of LLaDA2.0, 2.1 and 2.2."""
+
+    config: LLaDA2MoeConfig
+
+
+class LLaDA2MoeModelLM(LLaDAModelLM):
+    """LLaDA2.0, 2.1 or 2.2 with its head."""
+
+    config: LLaDA2MoeConfig
+    backbone_class = LLaDA2MoeModel
+
+
 __all__ = [
     "ILLaDAForCausalLM",
     "ILLaDAModel",
+    "LLaDA2MoeModel",
+    "LLaDA2MoeModelLM",
+    "LLaDAMoEModel",
+    "LLaDAMoEModelLM",
     "LLaDAModel",
     "LLaDAModelLM",
     "LLaDAPreTrainedModel",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,10 @@ class MaskedDiffusionTrainerMixin:
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # a sharded checkpoint is compared by its published names, although it is loaded, and a tied head is not saved
-        names = in_memory_names(load_result.unexpected_keys)
-        found = {*names.values(), *getattr(self.model, "all_tied_weights_keys", ())}
+        names = in_memory_names(load_result.unexpected_keys, self.model.config.model_type)
+        found = {*chain(*names.values()), *getattr(self.model, "all_tied_weights_keys", ())}
         missing = [name for name in load_result.missing_keys if name not in found]
-        unexpected = [published for published, name in names.items() if name not in load_result.missing_keys]
+        unexpected = [published for published, new in names.items() if not {*new} <= {*load_result.missing_keys}]
         super()._issue_warnings_after_load(type(load_result)(missing, unexpected))
 
     @contextmanager

@@ -13,7 +13,7 @@ from tiny_models import tiny_illada, tiny_llada
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from llada import ILLaDAForCausalLM, ILLaDAModel, LLaDAModel, LLaDAModelLM
-from llada.modeling_llada.checkpoint_layouts import llada_layout
+from llada.modeling_llada.checkpoint_layouts import LAYOUTS
 
 
 CLASSES = {"llada": LLaDAModelLM, "illada": ILLaDAForCausalLM}
@@ -248,7 +248,7 @@ def test_untying(name, tmp_path):
 
 def test_every_pattern_is_anchored():
     # transformers searches patterns and reverses them on save: `ff_out` is two modules
-    for renaming in llada_layout():
+    for renaming in LAYOUTS["llada"].transforms():
         for pattern in renaming.source_patterns:
             assert re.fullmatch(r"\^model\\\.transformer\\\..*\\\.", pattern), pattern
             assert pattern.replace(r"(\d+)", "").count("(") == 0

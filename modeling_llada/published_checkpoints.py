@@ -1,0 +1,63 @@
+"""What models do with published checkpoints beyond renaming tensors, which is in `checkpoint_layouts.py`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from transformers.modeling_utils import PreTrainedModel, load_state_dict
+
+from .checkpoint_layouts import LAYOUTS, in_memory_tensors, merged_experts
+
+
+class PublishedCheckpointsMixin:
+    """
+    Reads published tensor names wherever tensors come from, and writes them.
+
+    Attributes:
+        published_bias_dtype (`torch.dtype`, *optional*):
+            The dtype that the biases of the routers had on disk: bfloat16 in LLaDA2.0, float32 later. In memory they
+            are float32; they are saved as they were found, if they still fit.
+    """
+
+    published_bias_dtype: torch.dtype | None = None
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        layout = LAYOUTS.get(model.config.model_type)
+        if layout is not None and layout.has_experts:
+            tensors = state_dict
+            if tensors is None:
+                tensors = {}
+                for file in checkpoint_files:
+                    tensors.update(load_state_dict(file, map_location="meta"))
+            for name, tensor in tensors.items():
+                if name.endswith(".mlp.gate.expert_bias"):
+                    model.published_bias_dtype = tensor.dtype
+            if any(name.endswith(".mlp.experts.gate_proj") for name in tensors):
+                load_config = replace(load_config, weight_mapping=[*load_config.weight_mapping, merged_experts()])
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+
+    @property
+    def _weight_conversions(self) -> list | None:
+        # what transformers reverses on saving; without, the layout of the family
+        if self.base_model is self:
+            return []
+        return self.__dict__.get("_used_conversions")
+
+    @_weight_conversions.setter
+    def _weight_conversions(self, used: list) -> None:
+        merged = merged_experts().source_patterns
+        # merged experts are no published layout
+        self.__dict__["_used_conversions"] = None if any(one.source_patterns == merged for one in used) else used
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
+        """
+        As in torch, and published names do as well: trainers resume from what `save_pretrained` wrote by calling this,
+        and with `strict=False`.
+        """
+        return super().load_state_dict(in_memory_tensors(state_dict, self), strict=strict, assign=assign)
+
+
+__all__ = ["PublishedCheckpointsMixin"]
