@@ -1,10 +1,13 @@
 """
-PEFT adapters: which layers to adapt, and adapters that were made with the published LLaDA-8B code.
+PEFT adapters: which layers to adapt, and adapters that were made with published code.
 
-That code calls the layers by other names (`attn_out`, `ff_proj`, ...). The tensors of such an adapter are renamed like
-those of a checkpoint, but PEFT looks for the layers that `adapter_config.json` names, finds those whose names are the
-same in both (`q_proj`, ...) and says nothing about the others. So the names are translated where this package does the
-loading, and refused where PEFT does.
+That of LLaDA-8B calls the layers by other names (`attn_out`, `ff_proj`, ...). The tensors of such an adapter are
+renamed like those of a checkpoint, but PEFT looks for the layers that `adapter_config.json` names, finds those whose
+names are the same in both (`q_proj`, ...) and says nothing about the others. So the names are translated where this
+package does the loading, and refused where PEFT does.
+
+That of LLaDA2 and LLaDA-MoE has layers that are no layers here: one matrix for queries, keys and values, and a layer
+for every expert, which here are slices of parameters. Adapters of them are refused.
 """
 
 import copy
@@ -14,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import PeftAdapterMixin
 
-from .checkpoint_layouts import LAYOUTS
+from .checkpoint_layouts import LAYOUTS, CheckpointLayout
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-# every linear layer but the head
+# every linear layer but the head; see `lora_target_modules` for families with experts
 LORA_TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # fields of PEFT configurations that name modules and that `translate_adapter_config` rewrites
@@ -34,9 +37,31 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {part for name in names for part in name.split(".")}
 
 
+def _only_published(layout: CheckpointLayout) -> set[str]:
+    published = (layout.layers, *layout.layer_names, *layout.model_names, layout.fused_attention or "")
+    return _parts(published) - _parts(("model.layers", *layout.layer_names.values(), *layout.model_names.values(), ""))
+
+
 _LLADA = LAYOUTS["llada"]
-_PUBLISHED_NAMES = {"blocks"} | _parts((*_LLADA.layer_names, *_LLADA.model_names))
-_PUBLISHED_NAMES -= _parts((*_LLADA.layer_names.values(), *_LLADA.model_names.values()))
+# module names that only the published code has, by family
+_PUBLISHED_NAMES = {model_type: _only_published(layout) for model_type, layout in LAYOUTS.items()}
+_EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj")
+
+
+def lora_target_modules(config: "PreTrainedConfig") -> list[str]:
+    """
+    The layers that an adapter gets if its configuration names none: every linear layer but the head or, in a model
+    with experts, those of attention, which all tokens pass. Experts are adapted as parameters, with
+    `target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            The configuration of the model.
+
+    Returns:
+        `list[str]`: Names for `target_modules`.
+    """
+    return LORA_TARGET_MODULES[:4] if "sparse" in config.mlp_layer_types else LORA_TARGET_MODULES
 
 
 def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
@@ -57,25 +82,30 @@ def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
     return names
 
 
-def published_names(config: "PeftConfig", fields: tuple[str, ...] = _TRANSLATED_FIELDS + _REFUSED_FIELDS) -> list[str]:
+def published_names(
+    config: "PeftConfig", fields: tuple[str, ...] = _TRANSLATED_FIELDS + _REFUSED_FIELDS, model_type: str = "llada"
+) -> list[str]:
     """
-    The module names in an adapter's configuration that only the published LLaDA-8B code has.
+    The module names in an adapter's configuration that only published code has.
 
     Args:
         config ([`~peft.PeftConfig`]):
             The configuration of an adapter.
         fields (`tuple[str, ...]`, *optional*):
             The fields to look at. All that can name modules if not given.
+        model_type (`str`, *optional*, defaults to `"llada"`):
+            The family that the code is of.
 
     Returns:
         `list[str]`: The names, sorted. Empty for an adapter of this package.
     """
     found: set[str] = set()
+    known = _PUBLISHED_NAMES.get(model_type, set())
     for field in fields:
         entries = getattr(config, field, None) or ()
         for entry in (entries,) if isinstance(entries, str) else entries:
             # names may stand in a path or in a regular expression
-            found.update(_PUBLISHED_NAMES.intersection(re.findall(r"\w+", re.sub(r"\\.", " ", str(entry)))))
+            found.update(known.intersection(re.findall(r"\w+", re.sub(r"\\.", " ", str(entry)))))
     return sorted(found)
 
 
@@ -98,7 +128,10 @@ def translate_adapter_config(config: "PeftConfig", model: "PreTrainedModel") -> 
     Raises:
         ValueError: If a published name stands in a field that has no counterpart here, or matches no layer.
     """
-    if model.config.model_type != "llada" or not published_names(config):
+    if model.config.model_type != "llada":
+        _refuse_foreign_layers(config, model)
+        return config
+    if not published_names(config):
         return config
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
@@ -133,8 +166,26 @@ def translate_adapter_config(config: "PeftConfig", model: "PreTrainedModel") -> 
     return translated
 
 
+def _refuse_foreign_layers(config: "PeftConfig", model: "PreTrainedModel") -> None:
+    """Refuses layers of published code that have no counterpart in the model, which PEFT would leave out."""
+    names = published_names(config, model_type=model.config.model_type)
+    targets = getattr(config, "target_modules", None) or ()
+    if "sparse" in model.config.mlp_layer_types and not isinstance(targets, str):
+        leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        names += [name for name in _EXPERT_LAYERS if name in _parts(targets) and name not in leaves]
+        names += sorted(target for target in targets if re.search(r"(^|\.)experts\.\d", target))
+    if names:
+        raise ValueError(
+            f"The adapter is for layers ({', '.join(names)}) that are no layers here: queries, keys and values have "
+            "one each, and experts are parameters. For a new adapter write `target_modules="
+            f"{lora_target_modules(model.config)}` and, for experts, `target_parameters="
+            '["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`. Merge an adapter made with the published code '
+            "with that code: the checkpoint it saves loads here."
+        )
+
+
 class PublishedAdaptersMixin(PeftAdapterMixin):
-    """What models do with adapters made with the published LLaDA-8B code: see the module."""
+    """What models do with adapters made with published code: see the module."""
 
     def load_adapter(
         self,
@@ -213,8 +264,9 @@ class PublishedAdaptersMixin(PeftAdapterMixin):
 
     def _refuse_published_names(self) -> None:
         for adapter_name, config in self.__dict__.get("peft_config", {}).items():
-            names = published_names(config) if self.config.model_type == "llada" else []
-            if names:
+            if self.config.model_type != "llada":
+                _refuse_foreign_layers(config, self)
+            elif names := published_names(config):
                 raise ValueError(
                     f"The adapter {adapter_name!r} names layers as the published LLaDA code does "
                     f"({', '.join(names)}); PEFT leaves out the ones it does not know. Reload the model, then write "
@@ -225,4 +277,10 @@ class PublishedAdaptersMixin(PeftAdapterMixin):
                 )
 
 
-__all__ = ["LORA_TARGET_MODULES", "PublishedAdaptersMixin", "published_names", "translate_adapter_config"]
+__all__ = [
+    "LORA_TARGET_MODULES",
+    "PublishedAdaptersMixin",
+    "lora_target_modules",
+    "published_names",
+    "translate_adapter_config",
+]

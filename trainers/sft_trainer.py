@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     DataCollator,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -26,7 +27,7 @@ from trl.data_utils import (
 )
 from trl.trainer.utils import get_config_model_id
 
-from ..modeling_llada.adapters import LORA_TARGET_MODULES
+from ..modeling_llada.adapters import lora_target_modules
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
 from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id
@@ -73,7 +74,8 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. Loaded from where the model comes from if not given.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter to train. A [`~peft.LoraConfig`] without `target_modules` gets the linear layers of every block.
+            Adapter to train. A [`~peft.LoraConfig`] without `target_modules` gets the linear layers of every block or,
+            in a model with experts, those of attention.
         kwargs (*optional*):
             Further arguments of [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, `quantization_config`, ...
 
@@ -126,9 +128,10 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         loading = {"trust_remote_code": args.trust_remote_code}
         if isinstance(model, str):
             loading["revision"] = (args.model_init_kwargs or {}).get("revision")
-            find_mask_token_id(AutoConfig.from_pretrained(model_id, **loading))
+            config = AutoConfig.from_pretrained(model_id, **loading)
         else:
-            find_mask_token_id(model.config)
+            config = model.config
+        find_mask_token_id(config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model_id, **loading)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
@@ -178,7 +181,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                peft_config=_complete(peft_config),
+                peft_config=_complete(peft_config, config),
                 **kwargs,
             )
         finally:
@@ -207,7 +210,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             )
 
 
-def _complete(peft_config: PeftConfig | None) -> PeftConfig | None:
+def _complete(peft_config: PeftConfig | None, config: PreTrainedConfig) -> PeftConfig | None:
     """The adapter with target modules, if it is one that can be trained."""
     if isinstance(peft_config, PromptLearningConfig):
         raise ValueError(
@@ -216,7 +219,7 @@ def _complete(peft_config: PeftConfig | None) -> PeftConfig | None:
         )
     if isinstance(peft_config, LoraConfig) and not (peft_config.target_modules or peft_config.target_parameters):
         peft_config = copy.deepcopy(peft_config)
-        peft_config.target_modules = set(LORA_TARGET_MODULES)
+        peft_config.target_modules = set(lora_target_modules(config))
     return peft_config
 
 
