@@ -6,11 +6,14 @@ from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .configuration_diffusion import DiffusionGenerationConfig
 from .forwards import BlockCausalForward, CachedForward, DualForward, FullForward, PrefixForward
+from .levenshtein import LevenshteinEditing
 from .positional import PositionalProcessors
 from .proposals import Proposer, ReferenceProposer
+from .ranked_selection import EntropyBoundSelector, FactorSelector, FrechetSelector, ReferenceFactorSelector
 from .regions import Region
 from .revision import Revision, TokenEditing
 from .selection import QuotaSelector, Selector, ThresholdSelector, schedule_steps
+from .validity import SELECTIONS, check_complete
 
 
 def make_forward(
@@ -63,26 +66,37 @@ def make_forward(
 
 def make_selector(config: DiffusionGenerationConfig, region: Region, block_causal: bool) -> Selector:
     """The rule that commits proposals."""
+    check_complete(config)
     steps, per_block = config.steps, config.max_denoising_steps
-    if config.threshold is None:
+    if all(getattr(config, name) is None for name in SELECTIONS):
         keep_idle_steps = config.rng_compat is not None
         return QuotaSelector(schedule_steps(region, steps, per_block, keep_idle_steps), keep_idle_steps)
     floors = None
     if steps is not None or per_block is not None:
         floors = schedule_steps(region, steps, per_block, whole_blocks=block_causal)
+    if config.factor is not None:
+        return (ReferenceFactorSelector if config.factor_compat else FactorSelector)(config.factor, floors)
+    if config.frechet_margin is not None:
+        return FrechetSelector(config.frechet_margin, floors)
+    if config.entropy_bound is not None:
+        return EntropyBoundSelector(config.entropy_bound, floors)
     # LLaDA2 commits what exceeds the threshold, Fast-dLLM what reaches it
     return ThresholdSelector(config.threshold, floors, inclusive=not block_causal)
 
 
-def make_revision(config: DiffusionGenerationConfig) -> Revision:
+def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision:
     """The rule that revises what was committed."""
     if config.editing_threshold is None:
         return Revision()
-    if config.threshold is None:
+    if not config.control_token_ids:
+        return TokenEditing(config.editing_threshold, config.max_post_steps)
+    # what follows a block moves with it, so nothing given may follow
+    if bool((canvas.has_suffix & canvas.masked).any()):
         raise ValueError(
-            f"`editing_threshold={config.editing_threshold}` edits what a threshold committed; set `threshold`, too."
+            "Text was given after a mask, and this model edits by inserting and deleting, which would move it. Pass "
+            "`delete_token_id=None, split_token_id=None` to edit without."
         )
-    return TokenEditing(config.editing_threshold, config.max_post_steps)
+    return LevenshteinEditing(config.editing_threshold, config.max_post_steps, *config.control_token_ids)
 
 
 def make_proposer(

@@ -6,12 +6,17 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from .validity import SELECTIONS, check_combinations
 
-REMASKING = ("low_confidence", "random")
+
+REMASKING = ("low_confidence", "margin", "entropy", "random")
+FACTOR_COMPAT = (None, "fast_dllm")
 SUPPRESS_EOS = (None, "logits", "confidence")
 RNG_COMPAT = (None, "llada")
 KV_CACHE = (None, "prefix", "dual", "block")
 CONFIDENCE_DTYPES = (None, "float32", "float64")
+PROBABILITIES = ("threshold", "frechet_margin", "editing_threshold")
+NOT_NEGATIVE = ("factor", "entropy_bound")
 
 # what `generate` runs with where neither the call nor the checkpoint says anything
 DEFAULTS = {
@@ -27,8 +32,13 @@ DEFAULTS = {
 # the same for models with block-causal attention, after the model card of LLaDA2.0
 BLOCK_CAUSAL_DEFAULTS = {"threshold": 0.95, "kv_cache": "block"}
 
-# setting one of a pair replaces the other, where that comes from a weaker source
-EXCLUSIVE = (("steps", "max_denoising_steps"), ("max_new_tokens", "max_length"), ("cfg_scale", "guidance_scale"))
+# setting one of a group replaces the others, where they come from a weaker source
+EXCLUSIVE = (
+    ("steps", "max_denoising_steps"),
+    ("max_new_tokens", "max_length"),
+    ("cfg_scale", "guidance_scale"),
+    SELECTIONS,
+)
 
 # names of other samplers -> what to write here
 _FOREIGN_NAMES = {
@@ -75,11 +85,23 @@ class DiffusionGenerationConfig(GenerationConfig):
             Number of steps in all, the paper's parameter, shared out over the blocks. The first blocks get one more
             if it does not divide. Excludes `max_denoising_steps`.
         remasking (`str`, *optional*, defaults to `"low_confidence"`):
-            Which predictions of a step are kept: those the model is surest of, or `"random"` ones.
+            Which predictions of a step are kept first: those with the highest probability, `"margin"` those with the
+            largest distance to the second token, `"entropy"` those with the lowest entropy, or `"random"` ones.
         threshold (`float`, *optional*):
             Keeps every prediction of a step whose confidence reaches this, and at least one (Fast-dLLM, arXiv
             2505.22618), or the share of a step if `max_denoising_steps` or `steps` is given. 0.95 by default for
             models with block-causal attention, where it must be exceeded (LLaDA2.0, arXiv 2512.15745).
+        factor (`float`, *optional*):
+            Instead of `threshold`: keeps the n best predictions, for the largest n with (n + 1)(1 - confidence of the
+            n-th) < `factor` (Fast-dLLM, Theorem 1, which proves 1.0).
+        factor_compat (`str`, *optional*):
+            `"fast_dllm"` counts as Fast-dLLM's code does, which keeps one more where that is the last of a block.
+        frechet_margin (`float`, *optional*):
+            Instead of `threshold`: keeps the n best predictions as long as the probability that all are right exceeds
+            that of the last one being wrong by this margin, both bounded by Fréchet (arXiv 2606.02955).
+        entropy_bound (`float`, *optional*):
+            Instead of `threshold`: keeps the best predictions as long as their entropies, without the largest, sum up
+            to at most this many nats (EB-Sampler, arXiv 2505.24857). Ranked by `remasking`.
         editing_threshold (`float`, *optional*):
             Replaces committed tokens of the current block by predictions that differ and are surer than this
             (LLaDA2.1, arXiv 2602.08676). 0 replaces all that differ, `None` none. Needs `threshold`.
@@ -111,6 +133,9 @@ class DiffusionGenerationConfig(GenerationConfig):
             Ids that end the text. The first is the end of text, others, e.g. the end of a turn, may follow.
         mask_token_id (`int`, *optional*):
             Id of the mask token, `config.mask_token_id` of the model by default.
+        delete_token_id, split_token_id (`int`, *optional*):
+            Ids of the tokens by which LLaDA2.2 deletes a token and makes room before one, those of the model by
+            default. With `editing_threshold`, such proposals are carried out; they are never written.
         rng_compat (`str`, *optional*):
             `"llada"` reproduces the authors' sampler draw for draw: noise is drawn for the whole canvas, also where it
             is not needed, a draw of the mask token itself leaves a position masked, and `suppress_eos` acts as in the
@@ -143,6 +168,10 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.steps: int | None = kwargs.pop("steps", None)
         self.remasking: str | None = kwargs.pop("remasking", None)
         self.threshold: float | None = kwargs.pop("threshold", None)
+        self.factor: float | None = kwargs.pop("factor", None)
+        self.factor_compat: str | None = kwargs.pop("factor_compat", None)
+        self.frechet_margin: float | None = kwargs.pop("frechet_margin", None)
+        self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
         self.editing_threshold: float | None = kwargs.pop("editing_threshold", None)
         self.max_post_steps: int | None = kwargs.pop("max_post_steps", None)
         self.kv_cache: str | None = kwargs.pop("kv_cache", None)
@@ -151,6 +180,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.suppress_eos: str | None = kwargs.pop("suppress_eos", None)
         self.eos_early_stop: bool | None = kwargs.pop("eos_early_stop", None)
         self.mask_token_id: int | None = kwargs.pop("mask_token_id", None)
+        self.delete_token_id: int | None = kwargs.pop("delete_token_id", None)
+        self.split_token_id: int | None = kwargs.pop("split_token_id", None)
         self.rng_compat: str | None = kwargs.pop("rng_compat", None)
         self.output_trace: bool | None = kwargs.pop("output_trace", None)
         if not kwargs.get("_from_model_config"):
@@ -196,7 +227,14 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     def with_defaults(self, model_config) -> "DiffusionGenerationConfig":
         """Fills what is unset from the special tokens of `model_config` and from the defaults, and returns itself."""
-        tokens = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        tokens = (
+            "mask_token_id",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "delete_token_id",
+            "split_token_id",
+        )
         weaker = {**DEFAULTS, **(BLOCK_CAUSAL_DEFAULTS if getattr(model_config, "block_causal", False) else {})}
         weaker |= {name: getattr(model_config, name, None) for name in tokens}
         for pair in EXCLUSIVE:
@@ -219,6 +257,11 @@ class DiffusionGenerationConfig(GenerationConfig):
             return []
         return list(self.eos_token_id) if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
 
+    @property
+    def control_token_ids(self) -> list[int]:
+        """`list[int]`: `delete_token_id` and `split_token_id`, as far as they are set."""
+        return [token for token in (self.delete_token_id, self.split_token_id) if token is not None]
+
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """
         Checks every field and every combination that a config alone can decide.
@@ -238,6 +281,7 @@ class DiffusionGenerationConfig(GenerationConfig):
                 raise ValueError(f"`{name}` must be a positive integer, but is {value!r}.")
         choices = {
             "confidence_dtype": CONFIDENCE_DTYPES,
+            "factor_compat": FACTOR_COMPAT,
             "kv_cache": KV_CACHE,
             "remasking": (None, *REMASKING),
             "rng_compat": RNG_COMPAT,
@@ -246,14 +290,19 @@ class DiffusionGenerationConfig(GenerationConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, but is {getattr(self, name)!r}.")
-        for name in ("threshold", "editing_threshold"):
+        for name in PROBABILITIES:
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is a probability, from 0 to 1, but is {getattr(self, name)}.")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, but is {getattr(self, name)}.")
         for pair in EXCLUSIVE:
             both = {name: getattr(self, name) for name in pair if getattr(self, name) is not None}
             # of the two lengths transformers lets `max_new_tokens` win
-            if len(both) == 2 and "max_length" not in both:
+            if len(both) > 1 and "max_length" not in both and pair != SELECTIONS:
                 raise ValueError(f"{both} set the same thing; give one of them.")
+        if len(self.control_token_ids) == 1:
+            raise ValueError("`delete_token_id` and `split_token_id` belong together; give both or neither.")
         if self.cfg_scale is not None and self.cfg_scale < 0:
             raise ValueError(f"`cfg_scale` must be at least 0, which is off, but is {self.cfg_scale}.")
         if self.guidance_scale is not None and self.guidance_scale < 1:
@@ -265,11 +314,7 @@ class DiffusionGenerationConfig(GenerationConfig):
                 f"`rng_compat={self.rng_compat!r}` needs the draws of the whole canvas in every step; set "
                 "`eos_early_stop=False`."
             )
-        if self.rng_compat is not None and (self.kv_cache is not None or self.threshold is not None):
-            raise ValueError(
-                f"`rng_compat={self.rng_compat!r}` reproduces a sampler that has no cache and no threshold; leave out "
-                "`kv_cache` and `threshold`."
-            )
+        check_combinations(self)
         if self.num_beams is not None and self.num_beams > 1:
             raise ValueError(
                 f"`num_beams={self.num_beams}`: beam search extends prefixes token by token, and a mask predictor has "

@@ -1,5 +1,6 @@
 """A token for every position that may change, and how good it is: constraints, argmax or Gumbel noise, score."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from .canvas import Canvas
 from .configuration_diffusion import DiffusionGenerationConfig
 from .positional import PositionalProcessors
-from .scores import confidence
+from .scores import confidence, entropy, margin
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Proposer:
             [`Proposal`].
         """
         logits = self.constrain(logits, canvas, index)
-        tokens = self.choose(self.permit(logits, canvas), canvas, index)
+        tokens = self.choose(self.permit(logits, canvas, index), canvas, index)
         scores, probability = self.score(logits, tokens, canvas, index)
         return Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores, eligible)
 
@@ -117,9 +118,17 @@ class Proposer:
             logits[:, endings] = logits[:, endings].masked_fill(before_text, -torch.inf)
         return self.processors.constrain(logits, canvas, index)
 
-    def permit(self, logits: torch.Tensor, canvas: Canvas) -> torch.Tensor:
-        """Rules out the mask token as a proposal. It keeps its share of the probability, as in published samplers."""
-        return logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
+    def permit(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
+        """
+        Rules out the mask token as a proposal, and the control tokens of an editing rule where there is nothing to
+        edit. They keep their share of the probability, as in published samplers.
+        """
+        logits = logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
+        if self.config.control_token_ids:
+            controls = _index(self.config.control_token_ids, logits)
+            undecided = canvas.masked.flatten()[index].unsqueeze(1)
+            logits[:, controls] = logits[:, controls].masked_fill(undecided, -torch.inf)
+        return logits
 
     def choose(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens, or tokens drawn by the Gumbel-max trick."""
@@ -141,9 +150,15 @@ class Proposer:
         scores = probability
         if self.config.remasking == "random":
             scores = torch.rand(tokens.shape, device=tokens.device)
+        elif self.config.remasking == "margin":
+            scores = margin(logits, self.score_dtype)
+        elif self.config.remasking == "entropy":
+            scores = -entropy(logits, self.score_dtype)
         if self.config.suppress_eos == "confidence":
             is_end = torch.isin(tokens, _index(self.config.eos_token_ids, tokens))
-            scores = torch.where(is_end, scores - 1.0, scores)
+            # behind every other: no entropy exceeds the logarithm of the vocabulary size
+            behind = math.log(self.vocab_size) if self.config.remasking == "entropy" else 1.0
+            scores = torch.where(is_end, scores - behind, scores)
         return scores, probability
 
     def skip(self, canvas: Canvas) -> None:
@@ -165,7 +180,7 @@ class ReferenceProposer(Proposer):
             logits = logits.index_fill(1, _index(self.config.eos_token_ids[:1], logits), -torch.inf)
         return self.processors.constrain(logits, canvas, index)
 
-    def permit(self, logits: torch.Tensor, canvas: Canvas) -> torch.Tensor:
+    def permit(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         return logits
 
     def uniform_noise(self, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:

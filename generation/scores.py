@@ -23,4 +23,16 @@ def confidence(logits: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype = 
     return (logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)).exp()
 
 
-__all__ = ["confidence"]
+def margin(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The distance between the two largest probabilities of each position. Arguments as in [`confidence`]."""
+    logits = logits.to(dtype)
+    first, second = (logits.topk(2, dim=1).values - logits.logsumexp(1, keepdim=True)).exp().unbind(1)
+    return first - second
+
+
+def entropy(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The entropy of each position in nats, `torch.FloatTensor` of shape `(positions,)`. Arguments as above."""
+    return torch.special.entr(logits.to(dtype).softmax(1)).sum(1)
+
+
+__all__ = ["confidence", "entropy", "margin"]

@@ -154,36 +154,74 @@ class QuotaSelector(Selector):
         return best(proposal.eligible_scores(), self.plan[self.step])
 
 
-class ThresholdSelector(Selector):
+class AdaptiveSelector(Selector):
     """
-    Commits every position whose score reaches a threshold, and at least as many of the best as a plan says: at least
-    one (Fast-dLLM, arXiv 2505.22618), or the share of a step (LLaDA2.0, arXiv 2512.15745).
+    Base of the rules that let the model say how many positions a step commits: those that are sure, or as many of the
+    best as a plan says where that is more.
 
     Args:
-        threshold (`float`):
-            The score to reach.
         floors (`list[list[list[int]]]`, *optional*):
-            Least number per row, block and step. One where it does not say.
-        inclusive (`bool`, *optional*, defaults to `True`):
-            Whether a score equal to the threshold reaches it. Published samplers differ.
+            Least number per row, block and step, see [`schedule_steps`]. One where it does not say.
     """
 
-    def __init__(self, threshold: float, floors: list[list[list[int]]] | None = None, inclusive: bool = True):
-        self.threshold = threshold
+    def __init__(self, floors: list[list[list[int]]] | None = None):
         self.floors = floors
-        self.inclusive = inclusive
 
     def begin(self, canvas: Canvas, block: Block) -> None:
         self.plan = [rows[block.index] for rows in self.floors] if self.floors else [[]] * len(canvas.tokens)
         self.step = -1
 
+    def sure(self, scores: torch.Tensor, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
+        """
+        Args:
+            scores (`torch.FloatTensor` of shape `(batch, length)`):
+                How good each position is, minus infinity where nothing may be committed.
+            proposal, canvas, block:
+                As in [`~Selector.select`].
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch, length)`: The positions the rule would commit, maybe none.
+        """
+        raise NotImplementedError
+
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
         self.step += 1
         scores = proposal.eligible_scores()
         floors = [plan[self.step] if self.step < len(plan) else 1 for plan in self.plan]
-        sure = scores >= self.threshold if self.inclusive else scores > self.threshold
+        sure = self.sure(scores, proposal, canvas, block)
         enough = sure.sum(1) >= torch.tensor(floors, device=scores.device)
         return torch.where(enough.unsqueeze(1), sure, best(scores, floors))
 
 
-__all__ = ["QuotaSelector", "Selector", "ThresholdSelector", "best", "schedule_steps", "share_out"]
+class ThresholdSelector(AdaptiveSelector):
+    """
+    Commits every position whose score reaches a threshold (Fast-dLLM, arXiv 2505.22618), and at least the share of a
+    step with a plan (LLaDA2.0, arXiv 2512.15745).
+
+    Args:
+        threshold (`float`):
+            The score to reach.
+        floors (`list[list[list[int]]]`, *optional*):
+            As in [`AdaptiveSelector`].
+        inclusive (`bool`, *optional*, defaults to `True`):
+            Whether a score equal to the threshold reaches it. Published samplers differ.
+    """
+
+    def __init__(self, threshold: float, floors: list[list[list[int]]] | None = None, inclusive: bool = True):
+        super().__init__(floors)
+        self.threshold = threshold
+        self.inclusive = inclusive
+
+    def sure(self, scores: torch.Tensor, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
+        return scores >= self.threshold if self.inclusive else scores > self.threshold
+
+
+__all__ = [
+    "AdaptiveSelector",
+    "QuotaSelector",
+    "Selector",
+    "ThresholdSelector",
+    "best",
+    "schedule_steps",
+    "share_out",
+]

@@ -4,10 +4,19 @@ from typing import Any
 
 import torch
 
-from llada import ILLaDAConfig, ILLaDAForCausalLM, LLaDAConfig, LLaDAModelLM
+from llada import (
+    ILLaDAConfig,
+    ILLaDAForCausalLM,
+    LLaDA2MoeConfig,
+    LLaDA2MoeModelLM,
+    LLaDAConfig,
+    LLaDAModelLM,
+    LLaDAMoEConfig,
+    LLaDAMoEModelLM,
+)
 
 
-__all__ = ["tiny_illada", "tiny_llada", "tiny_settings"]
+__all__ = ["peaked_llada", "tiny_illada", "tiny_llada", "tiny_llada2_moe", "tiny_llada_moe", "tiny_settings"]
 
 
 def tiny_settings(**overrides: Any) -> dict[str, Any]:
@@ -39,9 +48,36 @@ def tiny_illada(**overrides: Any) -> ILLaDAForCausalLM:
     return _draw(ILLaDAForCausalLM(ILLaDAConfig(**tiny_settings(**overrides))))
 
 
+def tiny_llada_moe(**overrides: Any) -> LLaDAMoEModelLM:
+    """A small LLaDA-MoE in evaluation mode, with norm weights other than one."""
+    experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+    return _draw(LLaDAMoEModelLM(LLaDAMoEConfig(**tiny_settings(**experts | overrides))))
+
+
+def tiny_llada2_moe(**overrides: Any) -> LLaDA2MoeModelLM:
+    """
+    A small LLaDA2 in evaluation mode, with norm weights other than one and biases that choose other experts. Its first
+    layer has none.
+    """
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "n_group": 4, "topk_group": 2}
+    return _draw(LLaDA2MoeModelLM(LLaDA2MoeConfig(**tiny_settings(**experts | overrides))))
+
+
+@torch.no_grad()
+def peaked_llada(seed: int, **overrides: Any) -> LLaDAModelLM:
+    """A small LLaDA that is sure of some tokens and not of others."""
+    torch.manual_seed(seed)
+    model = tiny_llada(initializer_range=0.3, **overrides)
+    model.get_output_embeddings().weight.mul_(2.5)
+    return model
+
+
 @torch.no_grad()
 def _draw(model):
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.uniform_(0.5, 1.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("expert_bias"):
+            buffer.uniform_(-0.2, 0.2)
     return model.eval()
