@@ -155,6 +155,14 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
     router_topk_group: int | None = None
     use_cache: bool = False
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        # or transformers would warn of the other family
+        if config_dict.get("model_type") == "llada" and config_dict.get("num_experts") is not None:
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
     def derive_fields(self) -> None:
         super().derive_fields()
         if self.moe_layer_freq is None:

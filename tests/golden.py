@@ -32,6 +32,11 @@ class Golden:
     expected: dict[str, Tensor]
     cases: dict[str, dict[str, Any]]
 
+    @property
+    def logits(self) -> Tensor:
+        """What the published implementation answers on `logits.input_ids` if everything is visible."""
+        return self.expected["logits.full" if "logits.full" in self.expected else "logits.bidirectional"]
+
 
 def load_golden(name: str) -> Golden:
     """
