@@ -38,7 +38,7 @@ class ScriptedModel(LLaDAModelLM):
         # batch size, and number of logit rows, of every forward pass
         self.calls: list[tuple[int, int]] = []
 
-    def forward(self, input_ids, attention_mask=None, logits_to_keep=0, num_logits_to_keep=None):
+    def forward(self, input_ids, attention_mask=None, logits_to_keep=0, num_logits_to_keep=None, **blocks):
         logits = slice_logits_to_keep(self.script(input_ids), logits_to_keep)
         self.calls.append((len(input_ids), len(logits)))
         return MaskedLMOutput(logits=logits)
