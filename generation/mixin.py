@@ -341,7 +341,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         processors = PositionalProcessors(canvas, self._processor_factory(config, logits_processor, canvas))
         propose = make_proposer(config, processors, self.config.vocab_size, canvas)
         selector = make_selector(config, region, block_causal)
-        revision = make_revision(config)
+        revision = make_revision(config, canvas)
         forward = make_forward(config, self, canvas, region, block_causal, past_key_values)
 
         fill = config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)

@@ -43,6 +43,17 @@ PRESETS = {
         "max_post_steps": 16,
         "kv_cache": "block",
     },
+    # the model card of LLaDA2.2
+    "llada2.2": {
+        "max_new_tokens": 2048,
+        "block_length": 32,
+        "max_denoising_steps": 32,
+        "do_sample": False,
+        "threshold": 0.5,
+        "editing_threshold": 0.0,
+        "max_post_steps": 16,
+        "kv_cache": "block",
+    },
     # Fast-dLLM v1 with its prefix cache, as in its published tables
     "fast-dllm": {
         "max_new_tokens": 256,
@@ -66,6 +77,7 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     | `"fast-dllm"` | threshold and prefix cache of Fast-dLLM (arXiv 2505.22618); `kv_cache="dual"` for the other |
     | `"llada2"` | blocks, threshold and exact cache of LLaDA2.0 (arXiv 2512.15745) |
     | `"llada2.1-quality"`, `"llada2.1-speed"` | the same with token editing, two settings (arXiv 2602.08676) |
+    | `"llada2.2"` | editing that inserts and deletes (LLaDA2.2 report, §3.1) |
 
     Args:
         name (`str`):
