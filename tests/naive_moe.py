@@ -21,22 +21,21 @@ def _best(scores: dict[int, float], count: int) -> list[int]:
     return sorted(scores, key=lambda expert: -scores[expert])[:count]
 
 
-def naive_softmax_routes(x: Tensor, gate: Tensor, config: dict[str, Any]) -> Routes:
-    """The routes of `x` (shape `(length, hidden_size)`) in LLaDA-MoE."""
+def naive_softmax_routes(logits: Tensor, config: dict[str, Any]) -> Routes:
+    """The routes of `logits` (shape `(length, num_experts)`) in LLaDA-MoE."""
     routes = []
-    for token in x:
-        logits = (token @ gate.T).float()
-        probabilities = logits.exp() / logits.exp().sum()
+    for token in logits:
+        probabilities = token.float().exp() / token.float().exp().sum()
         experts = _best(dict(enumerate(probabilities.tolist())), config["num_experts_per_tok"])
         total = sum(probabilities[expert] for expert in experts) if config["norm_topk_prob"] else 1
         factor = config["routed_scaling_factor"]
-        routes.append((experts, [(probabilities[expert] / total * factor).to(x.dtype) for expert in experts]))
+        routes.append((experts, [(probabilities[expert] / total * factor).to(token.dtype) for expert in experts]))
     return routes
 
 
-def naive_sigmoid_routes(x: Tensor, gate: Tensor, bias: Tensor, config: dict[str, Any], positions: list[int]) -> Routes:
-    """The routes of `x` (shape `(length, hidden_size)`) in LLaDA2. `positions` cut it into blocks."""
-    probabilities = [1 / (1 + (-(gate.float() @ token.float())).exp()) for token in x]
+def naive_sigmoid_routes(logits: Tensor, bias: Tensor, config: dict[str, Any], positions: list[int]) -> Routes:
+    """The routes of `logits` (shape `(length, num_experts)`) in LLaDA2. `positions` cut them into blocks."""
+    probabilities = [1 / (1 + (-token).exp()) for token in logits]
     scores = [dict(enumerate((p + bias).tolist())) for p in probabilities]
     routes = []
     for place, own in enumerate(scores):
@@ -76,9 +75,10 @@ def _mixture(x: Tensor, tensors: dict[str, Tensor], prefix: str, config: dict[st
     second = config["model_type"] == "llada2_moe"
     gate = tensors[f"{prefix}.gate.weight"]
     if second:
-        routes = naive_sigmoid_routes(x, gate, tensors[f"{prefix}.gate.expert_bias"].float(), config, positions)
+        bias = tensors[f"{prefix}.gate.expert_bias"].float()
+        routes = naive_sigmoid_routes(x.float() @ gate.float().T, bias, config, positions)
     else:
-        routes = naive_softmax_routes(x, gate, config)
+        routes = naive_softmax_routes(x @ gate.T, config)
     mixed = []
     for token, (experts, weights) in zip(x, routes, strict=True):
         pairs = list(zip(experts, weights, strict=True))
