@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,12 @@ from ..modeling_llada.masked_diffusion import (
 from ..modeling_llada.model_card import create_model_card
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import MaskedDiffusionArguments
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
 
 
 def find_mask_token_id(config: PreTrainedConfig) -> int:
@@ -58,7 +64,7 @@ def _token_sums(losses: torch.Tensor, correct: torch.Tensor, masked: torch.Tenso
     return torch.stack([values.sum(dim=2) - of_eos, of_eos]).permute(2, 0, 1)  # [batch, 2, 3]
 
 
-class MaskedDiffusionTrainerMixin:
+class MaskedDiffusionTrainerMixin(Base):
     """
     Turns a trainer into one of masked diffusion models. To be inherited before [`~transformers.Trainer`] or a
     subclass; `__init__` has to call `_init_diffusion` when the base is initialised.
