@@ -48,7 +48,7 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     rope_full_precision = False
     use_qk_norm = False
     float32_logits = False
-    block_size = expert_capacity = None
+    block_size = expert_capacity = None  # type: int | None
 
     def __new__(cls, **kwargs):
         # here and not in `__post_init__`, which cannot tell a default from a value that was given
@@ -63,6 +63,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._published_torch_dtype = "torch_dtype" in kwargs
+        # trl reads it from every config whose model is not part of transformers; not saved if empty
+        kwargs.setdefault("auto_map", {})
         for standard, published in self.attribute_map.items():
             if standard in kwargs:
                 setattr(self, published, kwargs.pop(standard))
@@ -162,6 +164,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         output.pop("_published_torch_dtype", None)
+        if not output.get("auto_map"):
+            output.pop("auto_map", None)
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
