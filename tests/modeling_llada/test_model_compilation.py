@@ -1,13 +1,21 @@
 """One graph for the whole forward pass, compiled once for a shape, and exported."""
 
+from functools import partial
+
 import pytest
 import torch
-from tiny_models import tiny_illada, tiny_llada
+from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 
 from llada import LLaDAModelLM
 
 
-TINY = {"llada": tiny_llada, "illada": tiny_illada}
+TINY = {
+    "llada": tiny_llada,
+    "illada": tiny_illada,
+    "llada_moe": tiny_llada_moe,
+    "llada2_moe": partial(tiny_llada2_moe, first_k_dense_replace=0),
+    "llada2.2": partial(tiny_llada2_moe, first_k_dense_replace=0, expert_capacity=4, block_size=4),
+}
 LENGTH = 10
 
 
@@ -66,6 +74,11 @@ FORMS = (
         ("llada-eager", "padding"),
         ("llada-eager", "pairs"),
         ("illada-sdpa", "padding"),
+        *(
+            (f"{name}-sdpa", form)
+            for name in ("llada_moe", "llada2_moe", "llada2.2")
+            for form in ("padding", "labels")
+        ),
     ],
     indirect=["model"],
 )
@@ -96,6 +109,9 @@ def test_no_padding_needs_no_other_graph(model):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize(
+    "model", ["llada-sdpa", "llada_moe-sdpa", "llada2_moe-sdpa", "llada2.2-sdpa"], indirect=["model"]
+)
 def test_a_training_step_compiles(model):
     model.train()
     arguments = draw("labels") | {"attention_mask": padding()}
