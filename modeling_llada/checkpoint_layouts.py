@@ -40,7 +40,7 @@ class _AsLoaded(ConversionOps):
 class _InPublishedDtype(ConversionOps):
     """Gives the bias of a router the dtype it was loaded from, as long as that loses nothing."""
 
-    @torch.no_grad
+    @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, model, **kwargs):
         (bias,) = next(iter(input_dict.values()))
         dtype = model.published_bias_dtype
@@ -52,7 +52,7 @@ class _InPublishedDtype(ConversionOps):
 class _JoinHalves(ConversionOps):
     """Joins all gates and all up-projections. Not a `Concatenate`, in which PEFT would look for adapters."""
 
-    @torch.no_grad
+    @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
         return {target_patterns[0]: torch.cat([input_dict.pop(half)[0] for half in source_patterns], dim=1)}
 
@@ -183,7 +183,7 @@ def in_memory_names(published: Iterable[str], model_type: str) -> dict[str, list
     return names
 
 
-def in_memory_tensors(published: Mapping[str, torch.Tensor], model: "PreTrainedModel") -> dict[str, torch.Tensor]:
+def in_memory_tensors(published: Mapping[str, torch.Tensor], model: "PreTrainedModel") -> Mapping[str, torch.Tensor]:
     """
     Brings a state dict to the names in memory.
 
@@ -195,12 +195,13 @@ def in_memory_tensors(published: Mapping[str, torch.Tensor], model: "PreTrainedM
             The model they are for.
 
     Returns:
-        `dict[str, torch.Tensor]`: The tensors under names in memory, the input itself if all were so already.
+        `Mapping[str, torch.Tensor]`: The tensors under names in memory, the input itself if all were so already.
     """
     names = in_memory_names(published, model.config.model_type)
     if all(new == [name] for name, new in names.items()):
         return published
-    current, tensors = model.state_dict(), {}
+    current = model.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in published.items():
         first, *others = names[name]
         expert = _EXPERT.search(name)

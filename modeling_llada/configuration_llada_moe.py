@@ -171,7 +171,7 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
     @property
     def mlp_layer_types(self) -> list[str]:
         """`list[str]`: `"dense"` or `"sparse"` (a mixture of experts), for every layer."""
-        return ["sparse" if flag else "dense" for flag in self.moe_layer_freq[: self.num_hidden_layers]]
+        return ["sparse" if flag else "dense" for flag in (self.moe_layer_freq or ())[: self.num_hidden_layers]]
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "model_type": "llada"}
@@ -187,7 +187,8 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
             "shared_expert_intermediate_size": (None, 0),
         }
         self._refuse_other_values("LLaDA-MoE", implemented)
-        if len(self.moe_layer_freq) < self.num_hidden_layers or not set(self.moe_layer_freq) <= {0, 1}:
+        flags = self.moe_layer_freq or ()
+        if len(flags) < self.num_hidden_layers or not set(flags) <= {0, 1}:
             raise ValueError(
                 f"`moe_layer_freq={self.moe_layer_freq}` must have 1 (experts) or 0 (none) for each of the "
                 f"{self.num_hidden_layers} layers."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
@@ -9,7 +10,13 @@ from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from .checkpoint_layouts import LAYOUTS, in_memory_tensors, merged_experts
 
 
-class PublishedCheckpointsMixin:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Base
+else:
+    Base = object
+
+
+class PublishedCheckpointsMixin(Base):
     """
     Reads published tensor names wherever tensors come from, and writes them.
 

@@ -25,7 +25,7 @@ class MoeMaskedLMOutput(MaskedLMOutput):
             The chosen experts, of every layer with experts, shape `(batch * length, num_experts_per_tok)`.
     """
 
-    aux_loss: torch.FloatTensor | None = None
+    aux_loss: torch.Tensor | None = None
     router_logits: tuple[torch.Tensor, ...] | None = None
     router_indices: tuple[torch.Tensor, ...] | None = None
 

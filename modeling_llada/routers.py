@@ -18,13 +18,13 @@ class RoutingBlocks(NamedTuple):
     The blocks whose tokens share a pool of experts.
 
     Args:
-        index (`torch.LongTensor` of shape `(batch, length)`):
+        block_ids (`torch.LongTensor` of shape `(batch, length)`):
             The block of every token, counted from 0 in every row.
         is_token (`torch.BoolTensor` of shape `(batch, length)`):
             `False` for padding, which has no say in the pool.
     """
 
-    index: torch.Tensor
+    block_ids: torch.Tensor
     is_token: torch.Tensor
 
 
@@ -92,7 +92,7 @@ class SoftmaxRouter(TopKRouter):
 
     def forward(
         self, hidden_states: torch.Tensor, blocks: RoutingBlocks | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = nn.functional.linear(hidden_states.flatten(0, 1), self.weight)
         scores, indices = logits.softmax(dim=-1, dtype=torch.float32).topk(self.top_k, dim=-1)
         return logits, self._scaled(scores).to(logits.dtype), indices
@@ -128,14 +128,15 @@ class SigmoidRouter(TopKRouter):
 
     def forward(
         self, hidden_states: torch.Tensor, blocks: RoutingBlocks | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with maybe_autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.float(), self.weight.float())
         probabilities = logits.sigmoid()
         with torch.no_grad():
             scores = probabilities + self.expert_bias
             if self.expert_capacity is not None:
-                scores = self._limited_to_pools(scores, blocks)
+                assert blocks is not None, "a limit on the experts of a block needs the blocks"
+                scores = self._limited_to_pools(scores, blocks, self.expert_capacity)
             elif self.num_groups > 1:
                 scores = self._limited_to_groups(scores)
             indices = scores.topk(self.top_k, dim=-1).indices
@@ -148,12 +149,12 @@ class SigmoidRouter(TopKRouter):
         kept = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=scores.device).scatter(-1, best, True)
         return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(-2)
 
-    def _limited_to_pools(self, scores: torch.Tensor, blocks: RoutingBlocks) -> torch.Tensor:
-        block_of = blocks.index.unsqueeze(-1).expand_as(scores)
+    def _limited_to_pools(self, scores: torch.Tensor, blocks: RoutingBlocks, capacity: int) -> torch.Tensor:
+        block_of = blocks.block_ids.unsqueeze(-1).expand_as(scores)
         votes = scores.masked_fill(~blocks.is_token.unsqueeze(-1), -torch.inf)
         # a row has at most as many blocks as tokens: a bound that needs no look at the positions
         best = torch.full_like(scores, -torch.inf).scatter_reduce(1, block_of, votes, "amax")
-        pool = best.topk(self.expert_capacity, dim=-1).indices
+        pool = best.topk(capacity, dim=-1).indices
         pooled = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, pool, True)
         return scores.masked_fill(~pooled.gather(1, block_of), -torch.inf)
 

@@ -130,7 +130,7 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         positions = np.arange(width)
         given, filled = positions < ends[:, None], positions < targets[:, None]
         trained = filled & ~given
-        common = min(width, tokens.shape[-1])
+        common = min(width, int(lengths.max(initial=0)))
         trained[:, :common] |= trainable[:, :common]
         pad_token_id = self.eos_token_id if self.pad_token_id is None else self.pad_token_id
         input_ids = np.where(filled, self.eos_token_id, pad_token_id)

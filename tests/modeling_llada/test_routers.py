@@ -230,12 +230,12 @@ class TestBlockRouting:
     )
     def test_where_blocks_begin(self, positions, expected):
         blocks = blocks_of(torch.tensor(positions), 4)
-        assert blocks.index.tolist() == [expected]
-        assert blocks.is_token.all() and blocks.is_token.shape == blocks.index.shape
+        assert blocks.block_ids.tolist() == [expected]
+        assert blocks.is_token.all() and blocks.is_token.shape == blocks.block_ids.shape
 
     def test_one_row_of_positions_for_all(self):
         blocks = find_routing_blocks(torch.arange(6)[None], None, 3, 4)
-        assert blocks.index.tolist() == [[0, 0, 0, 0, 1, 1]] * 3
+        assert blocks.block_ids.tolist() == [[0, 0, 0, 0, 1, 1]] * 3
 
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("given", ["mask", "mask and positions", "positions"])
