@@ -102,7 +102,7 @@ def test_a_threshold_commits_at_least_one_and_at_most_all(model):
         ({"rng_compat": "llada", "eos_early_stop": False, "kv_cache": "dual"}, "has no cache"),
         ({"past_key_values": object()}, "`past_key_values` continues a block-causal cache"),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_refusals(model, settings, message):
     with pytest.raises(ValueError, match=message):
