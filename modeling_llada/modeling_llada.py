@@ -103,7 +103,7 @@ class LLaDARotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
         angles = torch.cat((angles, angles), dim=-1)  # [batch or 1, length, rotary_dim]
         dtype = torch.float if self.config.rope_full_precision else x.dtype
@@ -171,7 +171,7 @@ class LLaDAAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: CanvasCache | None = None,
-        cache_position: torch.LongTensor | None = None,
+        cache_position: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
@@ -181,7 +181,7 @@ class LLaDAAttention(nn.Module):
         value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
         query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
 
-        if past_key_values is not None:
+        if past_key_values is not None and cache_position is not None:
             key, value = past_key_values.update(key, value, self.layer_idx, cache_position)
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -326,13 +326,13 @@ class LLaDAModel(LLaDAPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         block_length: int | None = None,
         past_key_values: CanvasCache | None = None,
-        cache_position: torch.LongTensor | None = None,
+        cache_position: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """
@@ -396,7 +396,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
         routing_blocks = None
-        if self.config.expert_capacity:
+        if self.config.expert_capacity and self.config.block_size:
             is_token = find_tokens(attention_mask, cache_position)
             routing_blocks = find_routing_blocks(position_ids, is_token, batch, self.config.block_size)
         hidden_states = self.dropout(inputs_embeds)
@@ -436,11 +436,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_logits_to_keep: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -491,7 +491,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             output_router_indices=output_router_logits,
             **kwargs,
         )
-        if num_logits_to_keep is not None:
+        if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
             # counted through the batch row by row, true cells first
             index = (~logits_to_keep).flatten().argsort(stable=True)[:num_logits_to_keep]
             hidden_states = outputs.last_hidden_state.flatten(0, 1)[index]
