@@ -218,7 +218,8 @@ class BlockCausalForward(CachedForward):
 def _take(values: torch.Tensor, rows: list[int], guidance: float) -> torch.Tensor:
     """Some rows, twice with guidance."""
     if len(rows) < values.shape[0]:
-        values = values[torch.tensor(rows, device=values.device)]
+        # an index tensor would wait for the device
+        values = torch.stack([values[row] for row in rows])
     return torch.cat([values, values]) if guidance else values
 
 

@@ -1,6 +1,8 @@
 """A token for every position that may change, and how good it is: constraints, argmax or Gumbel noise, score."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +10,7 @@ import torch
 from .canvas import Canvas
 from .configuration_diffusion import DiffusionGenerationConfig
 from .positional import PositionalProcessors
-from .scores import confidence, entropy, margin
+from .scores import confidence, entropy, likeliest, margin
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Proposer:
         self.score_dtype = getattr(torch, config.confidence_dtype or "float32")
         endings = {*config.eos_token_ids, config.pad_token_id} - {None}
         self.endings = sorted(endings)
+        self._indices: dict[tuple[int, ...], torch.Tensor] = {}
 
     def __call__(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor, eligible: torch.Tensor) -> Proposal:
         """
@@ -103,37 +106,44 @@ class Proposer:
             [`Proposal`].
         """
         logits = self.constrain(logits, canvas, index)
-        tokens = self.choose(self.permit(logits, canvas, index), canvas, index)
+        with self.barred(logits, canvas, index):
+            tokens = self.choose(logits, canvas, index)
         scores, probability = self.score(logits, tokens, canvas, index)
         return Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores, eligible)
 
     def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """Rules out tokens, for good: the others share their probability."""
         if self.config.suppress_eos == "logits":
-            logits = logits.index_fill(1, _index(self.config.eos_token_ids, logits), -torch.inf)
+            logits = logits.index_fill(1, self._index(self.config.eos_token_ids, logits), -torch.inf)
         if self.text_follows:
             logits = logits.clone()
             before_text = canvas.has_suffix.flatten()[index].unsqueeze(1)
-            endings = _index(self.endings, logits)
+            endings = self._index(self.endings, logits)
             logits[:, endings] = logits[:, endings].masked_fill(before_text, -torch.inf)
         return self.processors.constrain(logits, canvas, index)
 
-    def permit(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
+    @contextmanager
+    def barred(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> Iterator[None]:
         """
         Rules out the mask token as a proposal, and the control tokens of an editing rule where there is nothing to
-        edit. They keep their share of the probability, as in published samplers.
+        edit. They keep their share of the probability, as in published samplers. The logits are changed in place, and
+        back afterwards: a copy of all would take longer than the choice.
         """
-        logits = logits.index_fill(1, _index([canvas.mask_token_id], logits), -torch.inf)
-        if self.config.control_token_ids:
-            controls = _index(self.config.control_token_ids, logits)
+        mask, controls = [canvas.mask_token_id], list(self.config.control_token_ids or ())
+        ids = self._index(mask + controls, logits)
+        kept = logits[:, ids]
+        changed = torch.full_like(kept, -torch.inf)
+        if controls:
             undecided = canvas.masked.flatten()[index].unsqueeze(1)
-            logits[:, controls] = logits[:, controls].masked_fill(undecided, -torch.inf)
-        return logits
+            changed[:, 1:] = kept[:, 1:].masked_fill(undecided, -torch.inf)
+        logits.index_copy_(1, ids, changed)
+        yield
+        logits.index_copy_(1, ids, kept)
 
     def choose(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens, or tokens drawn by the Gumbel-max trick."""
         if not self.config.do_sample:
-            return logits.argmax(-1)
+            return likeliest(logits)
         # in lower precision the noise has too short a tail, which cools the draw (arXiv 2409.02908)
         warped = self.processors.warp(logits.double(), canvas)
         return (warped - (-self.uniform_noise(canvas, index).log()).log()).argmax(-1)
@@ -155,7 +165,7 @@ class Proposer:
         elif self.config.remasking == "entropy":
             scores = -entropy(logits, self.score_dtype)
         if self.config.suppress_eos == "confidence":
-            is_end = torch.isin(tokens, _index(self.config.eos_token_ids, tokens))
+            is_end = torch.isin(tokens, self._index(self.config.eos_token_ids, tokens))
             # behind every other: no entropy exceeds the logarithm of the vocabulary size
             behind = math.log(self.vocab_size) if self.config.remasking == "entropy" else 1.0
             scores = torch.where(is_end, scores - behind, scores)
@@ -163,6 +173,13 @@ class Proposer:
 
     def skip(self, canvas: Canvas) -> None:
         """Called instead for a step that commits nothing and is not computed."""
+
+    def _index(self, ids: list[int], like: torch.Tensor) -> torch.Tensor:
+        """Ids as a tensor that is copied to the device once: every copy waits for it."""
+        key = tuple(ids)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(ids, dtype=torch.long, device=like.device)
+        return self._indices[key]
 
 
 class ReferenceProposer(Proposer):
@@ -177,11 +194,12 @@ class ReferenceProposer(Proposer):
 
     def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         if self.config.suppress_eos == "logits":
-            logits = logits.index_fill(1, _index(self.config.eos_token_ids[:1], logits), -torch.inf)
+            logits = logits.index_fill(1, self._index(self.config.eos_token_ids[:1], logits), -torch.inf)
         return self.processors.constrain(logits, canvas, index)
 
-    def permit(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
-        return logits
+    @contextmanager
+    def barred(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> Iterator[None]:
+        yield
 
     def uniform_noise(self, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         shape = (*canvas.tokens.shape, self.vocab_size)
@@ -192,7 +210,7 @@ class ReferenceProposer(Proposer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.suppress_eos == "confidence":
             removed = self.config.eos_token_ids[1 if self.config.do_sample else 0 :]
-            logits = logits.index_fill(1, _index(removed, logits), -torch.inf)
+            logits = logits.index_fill(1, self._index(removed, logits), -torch.inf)
         probability = confidence(logits, tokens, self.score_dtype)
         if self.config.remasking == "random":
             return torch.rand(canvas.tokens.shape, device=tokens.device).flatten()[index], probability
@@ -203,10 +221,6 @@ class ReferenceProposer(Proposer):
             self.uniform_noise(canvas, canvas.tokens.new_empty(0))
         if self.config.remasking == "random":
             torch.rand(canvas.tokens.shape, device=canvas.tokens.device)
-
-
-def _index(ids: list[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(ids, dtype=torch.long, device=like.device)
 
 
 __all__ = ["Proposal", "Proposer", "ReferenceProposer"]

@@ -3,10 +3,34 @@
 import torch
 
 
+# columns of the vocabulary that are compared at once; divides the vocabularies of all published models
+_PART = 64
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """
+    The likeliest token of each position, the first of equals: `argmax`, which on the CPU runs at a tenth of the speed
+    of the memory over a long row, and is given short ones.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+            Logits of the positions that may change.
+
+    Returns:
+        `torch.LongTensor` of shape `(positions,)`.
+    """
+    if logits.device.type != "cpu" or logits.shape[1] % _PART:
+        return logits.argmax(1)
+    parts = logits.unflatten(1, (-1, _PART))
+    best = parts.amax(2).argmax(1)  # [positions]
+    inside = parts[torch.arange(len(parts)), best].argmax(1)
+    return best * _PART + inside
+
+
 def confidence(logits: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """
     The probability of each proposed token, without temperature (low-confidence remasking, arXiv 2502.09992, Algorithm
-    5), from a log-sum-exp: no table of probabilities is built.
+    5), from its cross entropy: the vocabulary is read once.
 
     Args:
         logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
@@ -19,8 +43,7 @@ def confidence(logits: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype = 
     Returns:
         `torch.FloatTensor` of shape `(positions,)`.
     """
-    logits = logits.to(dtype)
-    return (logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)).exp()
+    return torch.nn.functional.cross_entropy(logits.to(dtype), tokens, reduction="none").neg().exp()
 
 
 def margin(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -35,4 +58,4 @@ def entropy(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.T
     return torch.special.entr(logits.to(dtype).softmax(1)).sum(1)
 
 
-__all__ = ["confidence", "entropy", "margin"]
+__all__ = ["confidence", "entropy", "likeliest", "margin"]

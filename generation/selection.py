@@ -28,8 +28,11 @@ def best(scores: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """
     most = min(max(counts), scores.shape[1])
     values, order = scores.topk(most, dim=1)
-    wanted = torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device).unsqueeze(1)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, wanted & (values > -torch.inf))
+    wanted = values > -torch.inf
+    # host numbers that become a tensor wait for the device
+    if min(counts) < most:
+        wanted &= torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device).unsqueeze(1)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, wanted)
 
 
 class Selector:
@@ -147,8 +150,11 @@ class QuotaSelector(Selector):
         self.step += 1
         if self.step >= len(self.plan):
             return None
-        taking_part = torch.tensor([quota > 0 for quota in self.plan[self.step]], device=canvas.masked.device)
-        return super().eligible(canvas, block) & taking_part.unsqueeze(1)
+        eligible = super().eligible(canvas, block)
+        taking_part = [quota > 0 for quota in self.plan[self.step]]
+        if not all(taking_part):
+            eligible &= torch.tensor(taking_part, device=canvas.masked.device).unsqueeze(1)
+        return eligible
 
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
         return best(proposal.eligible_scores(), self.plan[self.step])
@@ -189,8 +195,8 @@ class AdaptiveSelector(Selector):
         scores = proposal.eligible_scores()
         floors = [plan[self.step] if self.step < len(plan) else 1 for plan in self.plan]
         sure = self.sure(scores, proposal, canvas, block)
-        enough = sure.sum(1) >= torch.tensor(floors, device=scores.device)
-        return torch.where(enough.unsqueeze(1), sure, best(scores, floors))
+        least = floors[0] if len(set(floors)) == 1 else torch.tensor(floors, device=scores.device)
+        return torch.where((sure.sum(1) >= least).unsqueeze(1), sure, best(scores, floors))
 
 
 class ThresholdSelector(AdaptiveSelector):
