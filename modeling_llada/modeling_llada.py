@@ -513,7 +513,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         if self.training and logits.requires_grad and not aux_loss.requires_grad:
             raise ValueError(
                 "The loss of the routers reaches no weight. Reentrant gradient checkpointing hides them: write "
-                '`gradient_checkpointing_kwargs={"use_reentrant": False}`. If no layer is trained, write '
+                '`activation_checkpointing_kwargs={"use_reentrant": False}`. If no layer is trained, write '
                 "`output_router_logits=False`."
             )
         return MoeMaskedLMOutput(
