@@ -2,17 +2,23 @@
 
 from collections.abc import Callable
 
+from .adaptive_selection import ContextThresholdSelector, EarlyCommitSelector, HierarchicalSelector, StableSelector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .configuration_diffusion import DiffusionGenerationConfig
-from .forwards import BlockCausalForward, CachedForward, DualForward, FullForward, PrefixForward
+from .forwards import BlockCausalForward, DualForward, FullForward, PrefixForward
 from .levenshtein import LevenshteinEditing
+from .partial_forwards import DelayedForward, SuffixWindowForward, VicinityForward
 from .positional import PositionalProcessors
 from .proposals import Proposer, ReferenceProposer
+from .quota_selection import BernoulliSelector, RisingEndSelector, dream_shares
 from .ranked_selection import EntropyBoundSelector, FactorSelector, FrechetSelector, ReferenceFactorSelector
 from .regions import Region
+from .remasking import Remasking, ShadowVerification
 from .revision import Revision, TokenEditing
-from .selection import QuotaSelector, Selector, ThresholdSelector, schedule_steps
+from .selection import QuotaSelector, Selector, ThresholdSelector, schedule_steps, share_out
+from .shadow import DraftSelector, ShadowForward
+from .slow_fast import SpanForward, SpanSelector
 from .validity import SELECTIONS, check_complete
 
 
@@ -22,6 +28,7 @@ def make_forward(
     canvas: Canvas,
     region: Region,
     block_causal: bool,
+    selector: Selector,
     cache: CanvasCache | None = None,
 ) -> FullForward:
     """
@@ -38,39 +45,101 @@ def make_forward(
             Its blocks.
         block_causal (`bool`):
             Whether the model was trained with block-causal attention.
+        selector ([`~llada.generation.selection.Selector`]):
+            The rule that commits proposals.
         cache ([`CanvasCache`], *optional*):
             What an earlier call returned.
 
     Raises:
-        ValueError: If the cache does not fit the model or the masks.
+        ValueError: If the plan does not fit the model or the masks.
     """
     kind, guidance = config.kv_cache, config.guidance
     if cache is not None and kind != "block":
         raise ValueError(f"`past_key_values` continues a block-causal cache, but `kv_cache={kind!r}`.")
-    if kind is None:
-        return FullForward(model, guidance, region.block_length if block_causal else None)
-    if block_causal != (kind == "block"):
-        fitting = '"block", which is exact,' if block_causal else '"prefix" or "dual"'
-        attention = "block-causal" if block_causal else "full"
-        raise ValueError(f"`kv_cache={kind!r}` is not for a model with {attention} attention; use {fitting} or None.")
+    if block_causal:
+        return _make_block_causal_forward(config, model, canvas, region, cache)
     if kind == "block":
-        return BlockCausalForward(model, canvas, guidance, region.block_length, cache)
-    if region.first != region.last:
         raise ValueError(
-            f"`kv_cache={kind!r}` approximates, and what it computes anew would depend on the other rows: the first "
-            f"masks stand at positions {region.first} to {region.last}. Align the rows, or use `kv_cache=None`."
+            '`kv_cache=\'block\'` is not for a model with full attention; use "prefix" or "dual", or None.'
         )
-    plans: dict[str, type[CachedForward]] = {"prefix": PrefixForward, "dual": DualForward}
-    return plans[kind](model, canvas, guidance)
+    _check_alignment(config, canvas, region)
+    if isinstance(selector, SpanSelector):
+        return SpanForward(model, guidance, selector)
+    if config.verify_threshold is not None:
+        return ShadowForward(model, guidance)
+    plan: FullForward
+    warmup, refresh_interval = config.rule_setting("cache_warmup"), config.rule_setting("refresh_interval")
+    if kind is None:
+        plan = FullForward(model, guidance)
+    elif kind == "vicinity":
+        vicinity = config.rule_setting("vicinity")
+        plan = VicinityForward(model, canvas, guidance, vicinity, warmup, refresh_interval)
+    elif kind == "delayed":
+        plan = DelayedForward(model, canvas, guidance, warmup, refresh_interval)
+    else:
+        plan = {"prefix": PrefixForward, "dual": DualForward}[kind](model, canvas, guidance)
+    return plan if config.suffix_window is None else SuffixWindowForward(plan, config.suffix_window)
+
+
+def _make_block_causal_forward(
+    config: DiffusionGenerationConfig, model: Callable, canvas: Canvas, region: Region, cache: CanvasCache | None
+) -> FullForward:
+    for name in ("verify_threshold", "exploration_steps", "suffix_window"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"`{name}={getattr(config, name)}` is for models with full attention, and this one attends "
+                "block-causally: it never sees what follows the current block. Leave it out."
+            )
+    if config.kv_cache is None:
+        return FullForward(model, config.guidance, region.block_length)
+    if config.kv_cache != "block":
+        raise ValueError(
+            f'`kv_cache={config.kv_cache!r}` is not for a model with block-causal attention; use "block", which is '
+            "exact, or None."
+        )
+    return BlockCausalForward(model, canvas, config.guidance, region.block_length, cache)
+
+
+def _check_alignment(config: DiffusionGenerationConfig, canvas: Canvas, region: Region) -> None:
+    """Refuses rows that a plan would treat differently together and alone."""
+    for name in ("kv_cache", "suffix_window", "exploration_steps", "verify_threshold"):
+        value = getattr(config, name)
+        if value is not None and region.first != region.last:
+            raise ValueError(
+                f"`{name}={value!r}` computes the same positions in all rows, so that a row would depend on the "
+                f"others: the first masks stand at positions {region.first} to {region.last}. Align the rows, or "
+                f"leave out `{name}`."
+            )
+    if config.kv_cache == "delayed" and len(canvas.tokens) > 1:
+        raise ValueError(
+            f"`kv_cache='delayed'` computes other positions in every row, and there are {len(canvas.tokens)} rows; "
+            'give one row, or use "prefix" or "dual".'
+        )
+    if config.suffix_window is not None and bool((canvas.has_suffix & canvas.masked).any()):
+        raise ValueError(
+            f"`suffix_window={config.suffix_window}` leaves out what follows, and text was given after a mask; leave "
+            "out `suffix_window`."
+        )
 
 
 def make_selector(config: DiffusionGenerationConfig, region: Region, block_causal: bool) -> Selector:
     """The rule that commits proposals."""
     check_complete(config)
+    selector = _make_selector(config, region, block_causal)
+    return selector if config.commit_gaps is None else EarlyCommitSelector(selector, config.commit_gaps)
+
+
+def _make_selector(config: DiffusionGenerationConfig, region: Region, block_causal: bool) -> Selector:
     steps, per_block = config.steps, config.max_denoising_steps
     if all(getattr(config, name) is None for name in SELECTIONS):
         keep_idle_steps = config.rng_compat is not None
-        return QuotaSelector(schedule_steps(region, steps, per_block, keep_idle_steps), keep_idle_steps)
+        share = dream_shares if config.step_schedule == "dream" else share_out
+        if config.step_schedule == "bernoulli":
+            return BernoulliSelector(schedule_steps(region, steps, per_block, keep_idle_steps=True))
+        quotas = schedule_steps(region, steps, per_block, keep_idle_steps, share=share)
+        if config.suppress_eos == "rising":
+            return RisingEndSelector(quotas, config.eos_token_ids, config.rule_setting("eos_weight"))
+        return QuotaSelector(quotas, keep_idle_steps)
     floors = None
     if steps is not None or per_block is not None:
         floors = schedule_steps(region, steps, per_block, whole_blocks=block_causal)
@@ -80,12 +149,39 @@ def make_selector(config: DiffusionGenerationConfig, region: Region, block_causa
         return FrechetSelector(config.frechet_margin, floors)
     if config.entropy_bound is not None:
         return EntropyBoundSelector(config.entropy_bound, floors)
+    return _make_threshold(config, floors, block_causal)
+
+
+def _make_threshold(
+    config: DiffusionGenerationConfig, floors: list[list[list[int]]] | None, block_causal: bool
+) -> Selector:
+    """The rules that use a threshold."""
+    threshold = config.threshold
+    if config.low_threshold is not None:
+        return HierarchicalSelector(threshold, config.low_threshold, floors)
+    if config.verify_threshold is not None:
+        return DraftSelector(threshold, floors)
+    if config.exploration_steps is not None:
+        finer = ("span_threshold", "span_window", "span_deviation", "span_stops_early")
+        return SpanSelector(threshold, config.exploration_steps, *(config.rule_setting(name) for name in finer))
+    if config.kl_threshold is not None:
+        sees_ahead = not block_causal and config.kv_cache is None and config.suffix_window is None
+        return StableSelector(threshold, config.kl_threshold, config.rule_setting("kl_history"), floors, sees_ahead)
     # LLaDA2 commits what exceeds the threshold, Fast-dLLM what reaches it
-    return ThresholdSelector(config.threshold, floors, inclusive=not block_causal)
+    inclusive = not block_causal
+    if config.threshold_relaxation is not None:
+        return ContextThresholdSelector(
+            threshold, config.threshold_relaxation, config.suffix_window, floors, inclusive
+        )
+    return ThresholdSelector(threshold, floors, inclusive)
 
 
 def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision:
     """The rule that revises what was committed."""
+    if config.remask_threshold is not None:
+        return Remasking(config.remask_threshold)
+    if config.verify_threshold is not None:
+        return ShadowVerification(config.verify_threshold)
     if config.editing_threshold is None:
         return Revision()
     if not config.control_token_ids:

@@ -1,5 +1,6 @@
 """The state of sampling, and the only thing that changes it."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,8 @@ class Canvas:
             Number of padding positions before the text of each row.
         has_suffix (`torch.BoolTensor` of shape `(batch, length)`):
             Whether text that the caller gave stands to the right of a position.
+        places (`torch.LongTensor` of shape `(length,)`, *optional*):
+            In a part of a longer canvas, where its positions are.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Canvas:
             self.padding = (attention_mask.cumsum(1) == 0).sum(1)
             given = frozen & attention_mask.bool()
         self.has_suffix = given.flip(1).cumsum(1).flip(1) > given
+        self.places: torch.Tensor | None = None
 
     @classmethod
     def after_prompt(
@@ -122,8 +126,20 @@ class Canvas:
     @property
     def position_ids(self) -> torch.Tensor:
         """`torch.LongTensor` of shape `(batch, length)`: Positions in the text of each row, 0 in padding before it."""
-        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        positions = self.places
+        if positions is None:
+            positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions - self.padding.unsqueeze(1)).clamp(min=0)
+
+    def part(self, places: torch.Tensor) -> "Canvas":
+        """Some positions of the canvas, as if there were no others, to compute from."""
+        part = copy.copy(self)
+        for name in ("tokens", "frozen", "masked", "step_of", "confidence", "has_suffix"):
+            setattr(part, name, getattr(self, name)[:, places])
+        if self.attention_mask is not None:
+            part.attention_mask = self.attention_mask[:, places]
+        part.places = places
+        return part
 
     def apply(self, delta: Delta) -> None:
         """Carries out a step. Frozen positions stay, whatever the delta says."""

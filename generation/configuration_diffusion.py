@@ -11,12 +11,47 @@ from .validity import SELECTIONS, check_combinations
 
 REMASKING = ("low_confidence", "margin", "entropy", "random")
 FACTOR_COMPAT = (None, "fast_dllm")
-SUPPRESS_EOS = (None, "logits", "confidence")
+STEP_SCHEDULES = (None, "dream", "bernoulli")
+SUPPRESS_EOS = (None, "logits", "confidence", "rising")
 RNG_COMPAT = (None, "llada")
-KV_CACHE = (None, "prefix", "dual", "block")
+KV_CACHE = (None, "prefix", "dual", "vicinity", "delayed", "block")
 CONFIDENCE_DTYPES = (None, "float32", "float64")
-PROBABILITIES = ("threshold", "frechet_margin", "editing_threshold")
-NOT_NEGATIVE = ("factor", "entropy_bound")
+PROBABILITIES = (
+    "credit_decay",
+    "editing_threshold",
+    "eos_weight",
+    "frechet_margin",
+    "low_threshold",
+    "remask_threshold",
+    "span_threshold",
+    "threshold",
+    "threshold_relaxation",
+    "verify_threshold",
+)
+NOT_NEGATIVE = (
+    "credit_exponent",
+    "credit_weight",
+    "entropy_bound",
+    "factor",
+    "kl_threshold",
+    "remasking_temperature",
+    "span_deviation",
+)
+# the least value of what counts something
+COUNTS = {
+    "block_length": 1,
+    "cache_warmup": 1,
+    "exploration_steps": 1,
+    "kl_history": 1,
+    "max_denoising_steps": 1,
+    "max_new_tokens": 1,
+    "max_post_steps": 0,
+    "refresh_interval": 1,
+    "span_window": 1,
+    "steps": 1,
+    "suffix_window": 0,
+    "vicinity": 0,
+}
 
 # what `generate` runs with where neither the call nor the checkpoint says anything
 DEFAULTS = {
@@ -27,6 +62,21 @@ DEFAULTS = {
     "cfg_scale": 0.0,
     "eos_early_stop": True,
     "max_post_steps": 16,
+}
+
+# what a rule runs with where its finer settings are unset
+RULE_DEFAULTS = {
+    "cache_warmup": {"vicinity": 1, "delayed": 2},
+    "credit_decay": 0.8,
+    "credit_exponent": 0.2,
+    "eos_weight": 0.4,
+    "kl_history": 2,
+    "refresh_interval": {"delayed": 8},
+    "span_deviation": 1.0,
+    "span_stops_early": False,
+    "span_threshold": 0.3,
+    "span_window": 2,
+    "vicinity": 16,
 }
 
 # the same for models with block-causal attention, after the model card of LLaDA2.0
@@ -102,6 +152,50 @@ class DiffusionGenerationConfig(GenerationConfig):
         entropy_bound (`float`, *optional*):
             Instead of `threshold`: keeps the best predictions as long as their entropies, without the largest, sum up
             to at most this many nats (EB-Sampler, arXiv 2505.24857). Ranked by `remasking`.
+        low_threshold (`float`, *optional*):
+            With `threshold`: of every run of neighbouring masks the best prediction is kept, too, if it is surer than
+            this (hierarchical decoding, dInfer, arXiv 2510.08666).
+        threshold_relaxation (`float`, *optional*):
+            With `threshold`: lowers it by up to this share as the masks of the block are filled (Streaming-dLLM,
+            arXiv 2601.17917).
+        kl_threshold (`float`, *optional*):
+            With `threshold`: keeps only predictions whose distribution has moved by less than this many nats since the
+            step before, in each of the last `kl_history` steps, and the share of a step where there are none (KLASS,
+            arXiv 2511.05664).
+        kl_history (`int`, *optional*, defaults to 2):
+            Number of these steps.
+        verify_threshold (`float`, *optional*):
+            With a low `threshold`: takes back the tokens of the block that the model gives less probability than this
+            when they are hidden from it (WINO, arXiv 2507.18578). A forward pass computes the block twice.
+        exploration_steps (`int`, *optional*):
+            With `threshold`: number of steps that look how far the text is clear before that span is filled (SlowFast
+            sampling, arXiv 2506.10848; 6 in its code).
+        span_threshold (`float`, *optional*, defaults to 0.3):
+            Confidence up to which the text is clear in SlowFast sampling.
+        span_window (`int`, *optional*, defaults to 2):
+            Number of estimates of the span that are compared.
+        span_deviation (`float`, *optional*, defaults to 1.0):
+            Standard deviation of these estimates below which the span is found.
+        span_stops_early (`bool`, *optional*, defaults to `False`):
+            Whether exploring ends there, as in the paper, or takes all its steps, as in its code.
+        credit_weight (`float`, *optional*):
+            Raises the logits of what was the likeliest token of a position in earlier steps, by this times the
+            logarithm of one plus its credit (credit decoding, arXiv 2510.06133).
+        credit_exponent (`float`, *optional*, defaults to 0.2):
+            Power of the probability that the likeliest token gains as credit in a step.
+        credit_decay (`float`, *optional*, defaults to 0.8):
+            Share of the credit that is left after a step.
+        commit_gaps (`list[float]`, *optional*):
+            Keeps all predictions of a block once the mean distance between their two largest logits exceeds the bound
+            for the share of the block that is filled, e.g. `[7.5, 5.0, 2.5]` for thirds (Prophet, arXiv 2508.19982).
+        step_schedule (`str`, *optional*):
+            How a fixed number of steps shares out the masks. In equal parts by default; `"dream"`: by the time grid of
+            Dream (arXiv 2508.15487); `"bernoulli"`: by chance, each mask for itself with the probability of that grid.
+        remasking_temperature (`float`, *optional*):
+            Draws the positions to keep from the softmax of their scores at this temperature (`alg_temp` of Dream).
+        remask_threshold (`float`, *optional*):
+            With `threshold`, `factor`, `frechet_margin` or `entropy_bound`: takes back tokens of the current block
+            whose probability has fallen below this, fewer per step than it keeps.
         editing_threshold (`float`, *optional*):
             Replaces committed tokens of the current block by predictions that differ and are surer than this
             (LLaDA2.1, arXiv 2602.08676). 0 replaces all that differ, `None` none. Needs `threshold`.
@@ -110,7 +204,20 @@ class DiffusionGenerationConfig(GenerationConfig):
         kv_cache (`str`, *optional*):
             What is not computed again in every step. `"prefix"`: what comes before the current block; `"dual"`: what
             comes before and after (both arXiv 2505.22618, approximations that are refreshed with every block);
+            `"vicinity"`: what is farther away from it than `vicinity` positions (dInfer, arXiv 2510.08666);
+            `"delayed"`: tokens from the second step after they were committed, for one row (dKV-Cache, arXiv
+            2505.15781);
             `"block"`: finished blocks of a model with block-causal attention, which is exact and its default.
+        vicinity (`int`, *optional*, defaults to 16):
+            Positions on either side of the block that `kv_cache="vicinity"` computes in every step.
+        cache_warmup (`int`, *optional*):
+            Steps at the beginning of a block that compute the whole canvas, with `kv_cache="vicinity"` (1 by default)
+            and `"delayed"` (2).
+        refresh_interval (`int`, *optional*):
+            Steps of a block after which these two compute the whole canvas again: never and 8 by default.
+        suffix_window (`int`, *optional*):
+            Leaves out what stands farther behind the current block than this many positions, except for the last one
+            of the canvas (Streaming-dLLM, arXiv 2601.17917). Goes with every cache but `"delayed"` and `"block"`.
         confidence_dtype (`str`, *optional*):
             `"float32"` or `"float64"`, the precision of confidences. float32 by default.
         do_sample (`bool`, *optional*, defaults to `False`):
@@ -125,7 +232,10 @@ class DiffusionGenerationConfig(GenerationConfig):
             1 for off as elsewhere in transformers, is understood as w + 1.
         suppress_eos (`str`, *optional*):
             What is done against ending too early: `"logits"` never proposes an end-of-text token, `"confidence"`
-            proposes it but commits it last.
+            proposes it but commits it last, `"rising"` multiplies its confidence by a weight that rises from
+            `eos_weight` to 1 over the steps (arXiv 2509.23924).
+        eos_weight (`float`, *optional*, defaults to 0.4):
+            That weight in the first step.
         eos_early_stop (`bool`, *optional*, defaults to `True`):
             Whether a row is finished once an end-of-text token is committed and nothing before it is masked. What
             follows is not computed and reads `pad_token_id`. `False` returns the whole canvas.
@@ -172,12 +282,34 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.factor_compat: str | None = kwargs.pop("factor_compat", None)
         self.frechet_margin: float | None = kwargs.pop("frechet_margin", None)
         self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
+        self.low_threshold: float | None = kwargs.pop("low_threshold", None)
+        self.threshold_relaxation: float | None = kwargs.pop("threshold_relaxation", None)
+        self.kl_threshold: float | None = kwargs.pop("kl_threshold", None)
+        self.kl_history: int | None = kwargs.pop("kl_history", None)
+        self.verify_threshold: float | None = kwargs.pop("verify_threshold", None)
+        self.exploration_steps: int | None = kwargs.pop("exploration_steps", None)
+        self.span_threshold: float | None = kwargs.pop("span_threshold", None)
+        self.span_window: int | None = kwargs.pop("span_window", None)
+        self.span_deviation: float | None = kwargs.pop("span_deviation", None)
+        self.span_stops_early: bool | None = kwargs.pop("span_stops_early", None)
+        self.credit_weight: float | None = kwargs.pop("credit_weight", None)
+        self.credit_exponent: float | None = kwargs.pop("credit_exponent", None)
+        self.credit_decay: float | None = kwargs.pop("credit_decay", None)
+        self.commit_gaps: list[float] | None = kwargs.pop("commit_gaps", None)
+        self.step_schedule: str | None = kwargs.pop("step_schedule", None)
+        self.remasking_temperature: float | None = kwargs.pop("remasking_temperature", None)
+        self.remask_threshold: float | None = kwargs.pop("remask_threshold", None)
         self.editing_threshold: float | None = kwargs.pop("editing_threshold", None)
         self.max_post_steps: int | None = kwargs.pop("max_post_steps", None)
         self.kv_cache: str | None = kwargs.pop("kv_cache", None)
+        self.vicinity: int | None = kwargs.pop("vicinity", None)
+        self.cache_warmup: int | None = kwargs.pop("cache_warmup", None)
+        self.refresh_interval: int | None = kwargs.pop("refresh_interval", None)
+        self.suffix_window: int | None = kwargs.pop("suffix_window", None)
         self.confidence_dtype: str | None = kwargs.pop("confidence_dtype", None)
         self.cfg_scale: float | None = kwargs.pop("cfg_scale", None)
         self.suppress_eos: str | None = kwargs.pop("suppress_eos", None)
+        self.eos_weight: float | None = kwargs.pop("eos_weight", None)
         self.eos_early_stop: bool | None = kwargs.pop("eos_early_stop", None)
         self.mask_token_id: int | None = kwargs.pop("mask_token_id", None)
         self.delete_token_id: int | None = kwargs.pop("delete_token_id", None)
@@ -262,6 +394,13 @@ class DiffusionGenerationConfig(GenerationConfig):
         """`list[int]`: `delete_token_id` and `split_token_id`, as far as they are set."""
         return [token for token in (self.delete_token_id, self.split_token_id) if token is not None]
 
+    def rule_setting(self, name: str) -> Any:
+        """A finer setting of a rule, or its default."""
+        value, default = getattr(self, name), RULE_DEFAULTS[name]
+        if value is None:
+            value = default.get(self.kv_cache) if isinstance(default, dict) else default
+        return value
+
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """
         Checks every field and every combination that a config alone can decide.
@@ -275,16 +414,23 @@ class DiffusionGenerationConfig(GenerationConfig):
         Raises:
             ValueError: With the field, its value and what to write instead.
         """
-        for name in ("max_new_tokens", "block_length", "max_denoising_steps", "steps", "max_post_steps"):
-            value, least = getattr(self, name), 0 if name == "max_post_steps" else 1
+        for name, least in COUNTS.items():
+            value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"`{name}` must be a positive integer, but is {value!r}.")
+                what = "a positive integer" if least else "an integer and not negative"
+                raise ValueError(f"`{name}` must be {what}, but is {value!r}.")
+        gaps = self.commit_gaps
+        if gaps is not None and not (
+            isinstance(gaps, list) and gaps and all(isinstance(gap, (int, float)) for gap in gaps)
+        ):
+            raise ValueError(f"`commit_gaps` must be a list of numbers, e.g. [7.5, 5.0, 2.5], but is {gaps!r}.")
         choices = {
             "confidence_dtype": CONFIDENCE_DTYPES,
             "factor_compat": FACTOR_COMPAT,
             "kv_cache": KV_CACHE,
             "remasking": (None, *REMASKING),
             "rng_compat": RNG_COMPAT,
+            "step_schedule": STEP_SCHEDULES,
             "suppress_eos": SUPPRESS_EOS,
         }
         for name, allowed in choices.items():
@@ -368,6 +514,7 @@ __all__ = [
     "BLOCK_CAUSAL_DEFAULTS",
     "DEFAULTS",
     "EXCLUSIVE",
+    "RULE_DEFAULTS",
     "DiffusionGenerationConfig",
     "read_temperature",
     "refuse_unknown",

@@ -58,12 +58,12 @@ def denoise(
     step = 0
     # 1. blocks and steps
     for block in region:
-        for part in (selector, revision, forward):
+        for part in (propose, selector, revision, forward):
             part.begin(canvas, block)
         # 1.a. positions that may change
         while (eligible := selector.eligible(canvas, block)) is not None:
-            wanted = eligible | revision.watched(canvas, block)
-            counts = wanted.sum(1).tolist()
+            wanted = eligible | selector.observed(canvas, block, eligible) | revision.watched(canvas, block)
+            counts = forward.count(canvas, wanted)
             if not any(counts):
                 if not selector.keeps_idle_steps:
                     break

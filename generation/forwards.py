@@ -45,6 +45,10 @@ class FullForward:
         """Called before the first step of a block."""
         self.end = block.end if self.block_length else canvas.tokens.shape[1]
 
+    def count(self, canvas: Canvas, wanted: torch.Tensor) -> list[int]:
+        """The number of wanted positions in each row: what a step waits for the device to tell, once."""
+        return wanted.sum(1).tolist()
+
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """
         Args:
@@ -59,10 +63,11 @@ class FullForward:
             `torch.FloatTensor` of shape `(positions, vocab_size)`: The logits, row by row.
         """
         rows = [row for row, count in enumerate(counts) if count]
-        extra = {}
+        extra: dict = {}
+        if self.block_length or canvas.places is not None:
+            extra["position_ids"] = _take(canvas.position_ids, rows, self.guidance)[:, : self.end]
         if self.block_length:
-            positions = _take(canvas.position_ids, rows, self.guidance)
-            extra = {"block_length": self.block_length, "position_ids": positions[:, : self.end]}
+            extra["block_length"] = self.block_length
         return self._run(canvas, wanted, counts, rows, slice(0, self.end), slice(0, self.end), extra)
 
     def _run(
@@ -71,7 +76,7 @@ class FullForward:
         wanted: torch.Tensor,
         counts: list[int],
         rows: list[int],
-        computed: slice,
+        computed: slice | torch.Tensor,
         seen: slice,
         extra: dict,
     ) -> torch.Tensor:
@@ -130,8 +135,11 @@ class CachedForward(FullForward):
     def begin(self, canvas: Canvas, block: Block) -> None:
         super().begin(canvas, block)
         self.block, self.is_first_step = block, True
-        if not self.drops_rows:
-            return
+        if self.drops_rows:
+            self.drop_rows(canvas)
+
+    def drop_rows(self, canvas: Canvas) -> None:
+        """Rows that have nothing left to decide leave the batch."""
         undone = canvas.masked.any(1).tolist()
         kept = [place for place, row in enumerate(self.rows) if undone[row]]
         if 0 < len(kept) < len(self.rows):

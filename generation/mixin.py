@@ -342,7 +342,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         propose = make_proposer(config, processors, self.config.vocab_size, canvas)
         selector = make_selector(config, region, block_causal)
         revision = make_revision(config, canvas)
-        forward = make_forward(config, self, canvas, region, block_causal, past_key_values)
+        forward = make_forward(config, self, canvas, region, block_causal, selector, past_key_values)
 
         fill = config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
         listeners: list[Listener] = []

@@ -64,6 +64,73 @@ PRESETS = {
         "confidence_dtype": "float64",
         "eos_early_stop": False,
     },
+    # EB-Sampler: drawn tokens, the least uncertain positions first; the bound of transformers and diffusers
+    "eb": {
+        "max_new_tokens": 256,
+        "block_length": 32,
+        "do_sample": True,
+        "temperature": 1.0,
+        "entropy_bound": 0.1,
+        "remasking": "entropy",
+    },
+    # KLASS on LLaDA, GSM8K
+    "klass": {
+        "max_new_tokens": 256,
+        "block_length": 64,
+        "do_sample": False,
+        "threshold": 0.6,
+        "kl_threshold": 0.015,
+        "kl_history": 2,
+        "confidence_dtype": "float64",
+    },
+    # WINO on LLaDA, GSM8K
+    "wino": {
+        "max_new_tokens": 256,
+        "block_length": 128,
+        "do_sample": False,
+        "threshold": 0.6,
+        "verify_threshold": 0.9,
+        "confidence_dtype": "float64",
+    },
+    # SlowFast sampling, defaults of its code, one block
+    "slowfast": {
+        "max_new_tokens": 256,
+        "block_length": 256,
+        "do_sample": False,
+        "threshold": 0.9,
+        "exploration_steps": 6,
+        "span_threshold": 0.3,
+        "span_window": 2,
+        "span_deviation": 1.0,
+    },
+    # dInfer
+    "hierarchical": {
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.9,
+        "low_threshold": 0.4,
+        "kv_cache": "dual",
+    },
+    "credit": {
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.9,
+        "credit_weight": 0.7,
+        "credit_exponent": 0.2,
+        "credit_decay": 0.8,
+        "kv_cache": "dual",
+    },
+    # Streaming-dLLM on LLaDA-1.5
+    "streaming": {
+        "max_new_tokens": 512,
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.9,
+        "threshold_relaxation": 0.3,
+        "suffix_window": 96,
+        "kv_cache": "prefix",
+        "confidence_dtype": "float64",
+    },
 }
 
 
@@ -75,6 +142,12 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     |---|---|
     | `"llada"` | the authors' sampler, token for token (arXiv 2502.09992; `generate.py` of ML-GSAI/LLaDA) |
     | `"fast-dllm"` | threshold and prefix cache of Fast-dLLM (arXiv 2505.22618); `kv_cache="dual"` for the other |
+    | `"eb"` | EB-Sampler (arXiv 2505.24857) |
+    | `"klass"` | KLASS (arXiv 2511.05664) |
+    | `"wino"` | WINO, drafts that are verified and taken back (arXiv 2507.18578) |
+    | `"slowfast"` | SlowFast sampling (arXiv 2506.10848) |
+    | `"hierarchical"`, `"credit"` | two rules of dInfer on its dual cache (arXiv 2510.08666, 2510.06133) |
+    | `"streaming"` | Streaming-dLLM: prefix cache, suffix window, falling threshold (arXiv 2601.17917) |
     | `"llada2"` | blocks, threshold and exact cache of LLaDA2.0 (arXiv 2512.15745) |
     | `"llada2.1-quality"`, `"llada2.1-speed"` | the same with token editing, two settings (arXiv 2602.08676) |
     | `"llada2.2"` | editing that inserts and deletes (LLaDA2.2 report, §3.1) |

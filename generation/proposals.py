@@ -9,7 +9,9 @@ import torch
 
 from .canvas import Canvas
 from .configuration_diffusion import DiffusionGenerationConfig
+from .credit import Credit
 from .positional import PositionalProcessors
+from .regions import Block
 from .scores import confidence, entropy, likeliest, margin
 
 
@@ -89,6 +91,16 @@ class Proposer:
         endings = {*config.eos_token_ids, config.pad_token_id} - {None}
         self.endings = sorted(endings)
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
+        self.credit = None
+        if config.credit_weight is not None:
+            self.credit = Credit(
+                config.credit_weight, config.rule_setting("credit_exponent"), config.rule_setting("credit_decay")
+            )
+
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        """Called before the first step of a block."""
+        if self.credit is not None:
+            self.credit.begin(canvas, block)
 
     def __call__(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor, eligible: torch.Tensor) -> Proposal:
         """
@@ -106,6 +118,8 @@ class Proposer:
             [`Proposal`].
         """
         logits = self.constrain(logits, canvas, index)
+        if self.credit is not None:
+            logits = self.credit(logits, canvas, index)
         with self.barred(logits, canvas, index):
             tokens = self.choose(logits, canvas, index)
         scores, probability = self.score(logits, tokens, canvas, index)
@@ -164,6 +178,10 @@ class Proposer:
             scores = margin(logits, self.score_dtype)
         elif self.config.remasking == "entropy":
             scores = -entropy(logits, self.score_dtype)
+        if self.config.remasking_temperature:
+            # the best of scores with such noise are a draw from their softmax without replacement
+            noise = -(-torch.rand(tokens.shape, dtype=torch.float64, device=tokens.device).log()).log()
+            scores = (scores / self.config.remasking_temperature + noise).to(scores.dtype)
         if self.config.suppress_eos == "confidence":
             is_end = torch.isin(tokens, self._index(self.config.eos_token_ids, tokens))
             # behind every other: no entropy exceeds the logarithm of the vocabulary size

@@ -57,8 +57,9 @@ class FactorSelector(RankedSelector):
 
 class ReferenceFactorSelector(FactorSelector):
     """
-    The factor rule as Fast-dLLM's code has it: it walks down the ranking to the first confidence below 1 - f / (n + 1),
-    always takes the best, and, if the walk ends at the last position that is still masked, takes that, too.
+    The factor rule as Fast-dLLM's code has it: it walks down the ranking to the first confidence below
+    1 - f / (n + 1), always takes the best, and, if the walk ends at the last position that is still masked, takes
+    that, too.
     """
 
     def accepted(self, ranked: torch.Tensor, order: torch.Tensor, proposal: Proposal) -> torch.Tensor:

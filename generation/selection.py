@@ -1,5 +1,7 @@
 """Which proposals of a step are committed."""
 
+from collections.abc import Callable
+
 import torch
 
 from .canvas import Canvas
@@ -57,6 +59,13 @@ class Selector:
         """
         return canvas.masked & block.reached
 
+    def observed(self, canvas: Canvas, block: Block, eligible: torch.Tensor) -> torch.Tensor:
+        """
+        The positions whose logits the rule also needs in the coming step, though it will not commit them:
+        `torch.BoolTensor` of shape `(batch, length)`, none in rows where nothing is `eligible`.
+        """
+        return torch.zeros_like(eligible)
+
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
         """
         Args:
@@ -79,6 +88,7 @@ def schedule_steps(
     max_denoising_steps: int | None = None,
     keep_idle_steps: bool = False,
     whole_blocks: bool = False,
+    share: Callable[[int, int], list[int]] = share_out,
 ) -> list[list[list[int]]]:
     """
     Shares out the masks of every block over its steps, row by row.
@@ -94,6 +104,8 @@ def schedule_steps(
             Whether to keep the steps that commit nothing, because a block has more steps than masks.
         whole_blocks (`bool`, *optional*, defaults to `False`):
             Whether to share out all positions of a block that holds masks, as LLaDA2 does.
+        share (`Callable[[int, int], list[int]]`, *optional*, defaults to [`share_out`]):
+            Splits a number of positions into a number of steps.
 
     Returns:
         `list[list[list[int]]]`: How many positions to commit, by row, block and step.
@@ -114,7 +126,7 @@ def schedule_steps(
         for count in counts:
             positions = region.block_length if count and whole_blocks else count
             num_steps = (next(left) if steps is not None else max_denoising_steps or positions) if count else 0
-            quotas = share_out(positions, num_steps) if num_steps else []
+            quotas = share(positions, num_steps) if num_steps else []
             schedule.append(quotas if keep_idle_steps else [quota for quota in quotas if quota])
         rows.append(schedule)
     return rows

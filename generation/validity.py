@@ -1,10 +1,6 @@
 """Which settings of a generation config can work together."""
 
-from typing import TYPE_CHECKING
-
-
-if TYPE_CHECKING:
-    from .configuration_diffusion import DiffusionGenerationConfig
+from typing import Any
 
 
 # rules that say how many predictions a step keeps: at most one. Without any, a fixed number per step is kept
@@ -13,14 +9,104 @@ SELECTIONS = ("threshold", "factor", "frechet_margin", "entropy_bound")
 # of these, the ones that compare a probability
 PROBABILITY_RULES = ("threshold", "factor", "frechet_margin")
 
+# rules that extend the threshold: at most one
+REFINEMENTS = ("low_threshold", "threshold_relaxation", "kl_threshold", "verify_threshold", "exploration_steps")
+
 # rules that change what was committed: at most one
-REVISIONS = ("editing_threshold",)
+REVISIONS = ("editing_threshold", "remask_threshold", "verify_threshold")
 
 # setting -> the one that it refines
-NEEDS = {"editing_threshold": "threshold", "factor_compat": "factor"}
+NEEDS = {
+    "credit_decay": "credit_weight",
+    "credit_exponent": "credit_weight",
+    "editing_threshold": "threshold",
+    "factor_compat": "factor",
+    "kl_history": "kl_threshold",
+    "span_deviation": "exploration_steps",
+    "span_stops_early": "exploration_steps",
+    "span_threshold": "exploration_steps",
+    "span_window": "exploration_steps",
+    **dict.fromkeys(REFINEMENTS, "threshold"),
+}
+
+# settings of a cache -> the caches that have them
+CACHE_SETTINGS = {
+    "cache_warmup": ("vicinity", "delayed"),
+    "refresh_interval": ("vicinity", "delayed"),
+    "vicinity": ("vicinity",),
+}
+
+# two settings, with their values where it depends on these -> why they cannot work together
+CONFLICTS = {
+    (("verify_threshold", None), ("kv_cache", None)): "verification hides a different position from each query, so "
+    "nothing that was computed before can be used again",
+    (("verify_threshold", None), ("suffix_window", None)): "verification needs the whole canvas",
+    (("exploration_steps", None), ("kv_cache", None)): "SlowFast leaves out what follows a span, which is stale in a "
+    "cache",
+    (("exploration_steps", None), ("suffix_window", None)): "SlowFast chooses by itself what is left out",
+    **{
+        (("exploration_steps", None), (name, None)): "the phases of SlowFast say how many steps there are"
+        for name in ("steps", "max_denoising_steps")
+    },
+    (("kv_cache", ("delayed",)), ("remask_threshold", None)): "committed positions are not computed, so nothing tells "
+    "whether they are still likely",
+    (
+        ("kv_cache", ("delayed",)),
+        ("editing_threshold", None),
+    ): "committed positions are not computed, so nothing tells what to edit",
+    (("kv_cache", ("delayed",)), ("suffix_window", None)): "the delayed cache holds all positions",
+    (("kv_cache", ("block",)), ("suffix_window", None)): "block-causal attention does not see what follows a block",
+    (("kl_threshold", None), ("remask_threshold", None)): "a position that is masked again has no history",
+    (("kl_threshold", None), ("editing_threshold", None)): "a position that is edited has no history",
+    (("exploration_steps", None), ("remask_threshold", None)): "a span is not looked at again once it is filled",
+    (("exploration_steps", None), ("editing_threshold", None)): "a span is not looked at again once it is filled",
+    **{
+        (("commit_gaps", None), (name, None)): "the one ends a block at once and the other opens it again"
+        for name in REVISIONS
+    },
+    (("commit_gaps", None), ("exploration_steps", None)): "the distance of a span says nothing of the block",
+    (("commit_gaps", None), ("step_schedule", ("bernoulli",))): "positions are revealed whatever the model says there",
+    **{
+        ((name, None), (rule, None)): "it orders a fixed plan, and the other compares the scores of the model"
+        for name in ("remasking_temperature", "step_schedule")
+        for rule in SELECTIONS
+    },
+    **{
+        (("suppress_eos", ("rising",)), (rule, None)): "the weight rises with the steps of a fixed plan; use "
+        '`suppress_eos="confidence"`'
+        for rule in SELECTIONS
+    },
+    (("suppress_eos", ("rising",)), ("remasking", ("margin", "entropy", "random"))): "the weight is one of "
+    'probabilities; use `remasking="low_confidence"`',
+    (("suppress_eos", ("rising",)), ("remasking_temperature", None)): "the weight is one of probabilities",
+    (("step_schedule", ("bernoulli",)), ("suppress_eos", ("confidence", "rising"))): "positions are revealed in any "
+    'order; use `suppress_eos="logits"`',
+    (("step_schedule", ("bernoulli",)), ("remasking_temperature", None)): "positions are revealed in any order",
+    (("entropy_bound", None), ("remasking", ("random",))): 'it keeps the surest, and `remasking="random"` any; use '
+    '"entropy", "low_confidence" or "margin"',
+    **{
+        (
+            (name, None),
+            ("remasking", ("margin", "entropy", "random")),
+        ): 'it compares the probabilities of the proposed tokens; use `remasking="low_confidence"`'
+        for name in PROBABILITY_RULES
+    },
+}
+
+# what `rng_compat` excludes: the reference has none of it
+NOT_IN_THE_REFERENCE = (
+    *SELECTIONS,
+    "commit_gaps",
+    "credit_weight",
+    "kv_cache",
+    "remask_threshold",
+    "remasking_temperature",
+    "step_schedule",
+    "suffix_window",
+)
 
 
-def check_combinations(config: "DiffusionGenerationConfig") -> None:
+def check_combinations(config: Any) -> None:
     """
     Refuses settings that exclude each other. What a config lacks may still come from the generation config of the
     model, so that nothing is said about it here, see [`check_complete`].
@@ -28,35 +114,37 @@ def check_combinations(config: "DiffusionGenerationConfig") -> None:
     Raises:
         ValueError: With the settings, the reason, and what to leave out.
     """
-    given = {name for name, value in vars(config).items() if value is not None}
-    for group, what in ((SELECTIONS, "how many predictions a step keeps"), (REVISIONS, "what becomes of kept ones")):
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    for group, what in (
+        (SELECTIONS, "how many predictions a step keeps"),
+        (REFINEMENTS, "how a threshold is used"),
+        (REVISIONS, "what becomes of kept predictions"),
+    ):
         both = [name for name in group if name in given]
         if len(both) > 1:
             raise ValueError(f"{_named(both)} each say {what}; give one of them.")
-    if config.remasking not in (None, "low_confidence"):
-        for name in PROBABILITY_RULES:
-            if name in given:
-                raise ValueError(
-                    f"`{name}` compares the probabilities of the proposed tokens, and `remasking="
-                    f"{config.remasking!r}` scores them otherwise; use `remasking=\"low_confidence\"`."
-                )
-        if config.remasking == "random" and "entropy_bound" in given:
+    for (first, second), reason in CONFLICTS.items():
+        if _holds(given, *first) and _holds(given, *second):
+            names = " and ".join(f"`{name}={given[name]!r}`" for name, _ in (first, second))
+            raise ValueError(f"{names} cannot work together: {reason}.")
+    for name, caches in CACHE_SETTINGS.items():
+        if name in given and given.get("kv_cache", caches[0]) not in caches:
             raise ValueError(
-                '`entropy_bound` keeps the surest predictions, and `remasking="random"` keeps any; use "entropy", '
-                '"low_confidence" or "margin".'
+                f"`{name}={given[name]!r}` is of the caches {' and '.join(map(repr, caches))}, and `kv_cache="
+                f"{given['kv_cache']!r}`."
             )
     if config.rng_compat is not None:
-        others = [name for name in (*SELECTIONS, *REVISIONS, "kv_cache") if name in given]
-        if config.remasking not in (None, "low_confidence", "random"):
-            others.append("remasking")
+        others = [name for name in NOT_IN_THE_REFERENCE if name in given]
+        others += ["remasking"] * _holds(given, "remasking", ("margin", "entropy"))
+        others += ["suppress_eos"] * _holds(given, "suppress_eos", ("rising",))
         if others:
             raise ValueError(
-                f"`rng_compat={config.rng_compat!r}` reproduces a sampler that has no cache, no threshold and no other "
-                f"rule; leave out {_named(others)}."
+                f"`rng_compat={config.rng_compat!r}` reproduces a sampler that has no cache, no threshold and no "
+                f"other rule; leave out {_named(others)}."
             )
 
 
-def check_complete(config: "DiffusionGenerationConfig") -> None:
+def check_complete(config: Any) -> None:
     """
     Refuses settings of a complete config that lack the one they refine.
 
@@ -66,10 +154,35 @@ def check_complete(config: "DiffusionGenerationConfig") -> None:
     for name, needed in NEEDS.items():
         if getattr(config, name) is not None and getattr(config, needed) is None:
             raise ValueError(f"`{name}={getattr(config, name)!r}` refines `{needed}`; set `{needed}`, too.")
+    for name, caches in CACHE_SETTINGS.items():
+        if getattr(config, name) is not None and config.kv_cache is None:
+            raise ValueError(f"`{name}={getattr(config, name)!r}` is of a cache; set `kv_cache={caches[0]!r}`, too.")
+    if config.eos_weight is not None and config.suppress_eos != "rising":
+        raise ValueError(f'`eos_weight={config.eos_weight}` refines `suppress_eos="rising"`; set that, too.')
+    if config.remask_threshold is not None and all(getattr(config, name) is None for name in SELECTIONS):
+        raise ValueError(
+            f"`remask_threshold={config.remask_threshold}` opens positions again, and a plan of steps would end "
+            f"before they are filled; set one of {_named(list(SELECTIONS))}, too."
+        )
+
+
+def _holds(given: dict, name: str, values: tuple | None) -> bool:
+    return name in given and (values is None or given[name] in values)
 
 
 def _named(names: list[str]) -> str:
     return " and ".join(f"`{name}`" for name in names)
 
 
-__all__ = ["NEEDS", "PROBABILITY_RULES", "REVISIONS", "SELECTIONS", "check_combinations", "check_complete"]
+__all__ = [
+    "CACHE_SETTINGS",
+    "CONFLICTS",
+    "NEEDS",
+    "NOT_IN_THE_REFERENCE",
+    "PROBABILITY_RULES",
+    "REFINEMENTS",
+    "REVISIONS",
+    "SELECTIONS",
+    "check_combinations",
+    "check_complete",
+]

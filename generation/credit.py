@@ -1,0 +1,62 @@
+"""Credit for tokens that the model has proposed before."""
+
+import torch
+
+from .canvas import Canvas
+from .regions import Block
+
+
+class Credit:
+    """
+    Raises the logits of what was the likeliest token of a position in earlier steps, so that steady proposals are
+    committed earlier (credit decoding, arXiv 2510.06133; dInfer, arXiv 2510.08666). In every step the credit of a
+    position fades, its likeliest token gains a power of its probability, and logits grow by the logarithm of one plus
+    the credit.
+
+    Args:
+        weight (`float`):
+            Factor of what is added to logits.
+        exponent (`float`):
+            Power of the probability that is gained. Below 1 it favours the unlikely.
+        decay (`float`):
+            Share of the credit that is left after a step.
+    """
+
+    def __init__(self, weight: float, exponent: float, decay: float):
+        self.weight = weight
+        self.exponent = exponent
+        self.decay = decay
+
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        """Called before the first step of a block. No credit passes from one block to another."""
+        self.block = block
+        self.account: torch.Tensor | None = None
+
+    def __call__(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+                Logits of some positions.
+            canvas ([`Canvas`]):
+                The canvas they were computed from.
+            index (`torch.LongTensor` of shape `(positions,)`):
+                Where they are, counted through the canvas row by row.
+
+        Returns:
+            `torch.FloatTensor` of shape `(positions, vocab_size)`: The logits, raised where masks of the block are.
+        """
+        (rows, length), width = canvas.tokens.shape, self.block.end - self.block.start
+        if self.account is None:
+            self.account = logits.new_zeros((rows * width, logits.shape[1]), dtype=torch.float32)
+        counts = (canvas.masked & self.block.inside).flatten()[index]
+        cells = index // length * width + (index % length - self.block.start).clamp(0, width - 1)
+        best, token = logits.float().softmax(1).max(1)
+        self.account.mul_(self.decay)
+        self.account.view(-1).scatter_add_(
+            0, cells * logits.shape[1] + token, (best**self.exponent).masked_fill(~counts, 0.0)
+        )
+        gain = self.weight * self.account[cells].log1p().masked_fill(~counts.unsqueeze(1), 0.0)
+        return logits + gain.to(logits.dtype)
+
+
+__all__ = ["Credit"]
