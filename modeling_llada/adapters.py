@@ -175,13 +175,16 @@ def _refuse_foreign_layers(config: "PeftConfig", model: "PreTrainedModel") -> No
         names += [name for name in _EXPERT_LAYERS if name in _parts(targets) and name not in leaves]
         names += sorted(target for target in targets if re.search(r"(^|\.)experts\.\d", target))
     if names:
-        raise ValueError(
-            f"The adapter is for layers ({', '.join(names)}) that are no layers here: queries, keys and values have "
-            "one each, and experts are parameters. For a new adapter write `target_modules="
-            f"{lora_target_modules(model.config)}` and, for experts, `target_parameters="
-            '["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`. Merge an adapter made with the published code '
-            "with that code: the checkpoint it saves loads here."
-        )
+        raise _foreign_layers(names, model)
+
+
+def _foreign_layers(names: Iterable[str], model: "PreTrainedModel") -> ValueError:
+    return ValueError(
+        f"The adapter is for layers ({', '.join(names)}) that are no layers here: queries, keys and values have one "
+        f"each, and experts are parameters. For a new adapter write `target_modules={lora_target_modules(model.config)}"
+        '` and, for experts, `target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`. Merge an '
+        "adapter made with the published code with that code: the checkpoint it saves loads here."
+    )
 
 
 class PublishedAdaptersMixin(PeftAdapterMixin):
@@ -226,7 +229,11 @@ class PublishedAdaptersMixin(PeftAdapterMixin):
             peft_config = PeftConfig.from_pretrained(peft_model_id, **download_kwargs)
         if peft_config is not None:
             peft_config = translate_adapter_config(peft_config, self)
-        return super().load_adapter(peft_model_id, adapter_name, peft_config, **kwargs)
+        info = super().load_adapter(peft_model_id, adapter_name, peft_config, **kwargs)
+        # the configuration does not tell experts from the layers without
+        if experts := sorted({name.partition(".lora_")[0] for name in info.unexpected_keys if ".experts." in name}):
+            raise _foreign_layers(experts, self)
+        return info
 
     def add_adapter(self, adapter_config: "PeftConfig", adapter_name: str | None = None) -> None:
         """

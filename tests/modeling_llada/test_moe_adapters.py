@@ -137,6 +137,18 @@ class TestPublishedCode:
         with pytest.raises(ValueError, match=r"for layers \(query_key_value\) that are no layers here"):
             model.load_adapter(str(tmp_path)) if load == "load_adapter" else PeftModel.from_pretrained(model, tmp_path)
 
+    def test_experts_beside_layers_of_their_names(self, tmp_path):
+        """`gate_proj` is a layer of LLaDA2 here; of the experts that go by it, the tensors tell."""
+        model = get_peft_model(base("llada2_moe"), LoraConfig(r=2, target_modules=["gate_proj"]))
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
+        tensors = load_file(tmp_path / "adapter_model.safetensors")
+        for expert in range(16):
+            prefix = f"base_model.model.model.layers.2.mlp.experts.{expert}.gate_proj"
+            tensors |= {f"{prefix}.lora_A.weight": torch.ones(2, 64), f"{prefix}.lora_B.weight": torch.ones(32, 2)}
+        save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"for layers \(model\.layers\.2\.mlp\.experts.*that are no layers here"):
+            base("llada2_moe").load_adapter(str(tmp_path))
+
     def test_layers_without_experts_are_layers(self):
         """The first of LLaDA2, shared experts, and layers of LLaDA-MoE without experts."""
         targets = [*ATTENTION, "up_proj"]
