@@ -181,9 +181,10 @@ def _refuse_foreign_layers(config: "PeftConfig", model: "PreTrainedModel") -> No
 def _foreign_layers(names: Iterable[str], model: "PreTrainedModel") -> ValueError:
     return ValueError(
         f"The adapter is for layers ({', '.join(names)}) that are no layers here: queries, keys and values have one "
-        f"each, and experts are parameters. For a new adapter write `target_modules={lora_target_modules(model.config)}"
-        '` and, for experts, `target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`. Merge an '
-        "adapter made with the published code with that code: the checkpoint it saves loads here."
+        "each, and experts are parameters. For a new adapter write "
+        f"`target_modules={lora_target_modules(model.config)}` and, for experts, "
+        '`target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`. Merge an adapter made with the '
+        "published code with that code: the checkpoint it saves loads here."
     )
 
 
