@@ -71,7 +71,7 @@ _TRAINERS = {
     "LLaDASFTTrainer": ".trainers.sft_trainer",
 }
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
-_SUBPACKAGES = frozenset({"generation", "modeling_llada", "trainers"})
+_SUBPACKAGES = frozenset({"evaluation", "generation", "modeling_llada", "trainers"})
 
 
 def __getattr__(name: str) -> Any:
