@@ -1,5 +1,6 @@
 """The README of a model on the Hub: what it is, and how to run it."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,10 @@ from huggingface_hub import ModelCard, ModelCardData
 _FAMILIES = {
     "illada": ("iLLaDA", "https://arxiv.org/abs/2606.25331"),
     "llada": ("LLaDA", "https://arxiv.org/abs/2502.09992"),
+    "llada2_moe": ("LLaDA2", "https://arxiv.org/abs/2512.15745"),
+    "lladamoe": ("LLaDA-MoE", "https://arxiv.org/abs/2509.24389"),
 }
+_GAP = re.compile(r"_{3,}(\d*)")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # how the card that transformers writes for any model begins
 _PLACEHOLDER = "# Model Card for Model ID"
@@ -48,8 +52,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{{ repo_id }}")
 model = AutoModelForMaskedLM.from_pretrained("{{ repo_id }}")
 
-inputs = tokenizer("The capital of France is", return_tensors="pt")
-sequences = model.generate(**inputs, max_new_tokens=32, block_length=32, steps=32)
+inputs = tokenizer({{ prompt }}, return_tensors="pt")
+sequences = model.generate(**inputs, max_new_tokens={{ length }}, block_length={{ length }}, steps={{ length }})
 print(tokenizer.decode(sequences[0], skip_special_tokens=True))
 ```
 
@@ -60,7 +64,7 @@ To fill in gaps, write mask tokens where text is missing:
 
 ```python
 mask = tokenizer.decode([model.config.mask_token_id])
-inputs = tokenizer("The " + mask * 3 + " of France is Paris.", return_tensors="pt")
+inputs = tokenizer({{ gaps }}, return_tensors="pt")
 print(tokenizer.decode(model.infill(**inputs)[0], skip_special_tokens=True))
 ```
 {%- if training %}
@@ -92,6 +96,13 @@ def _is_repo_id(name: str | None) -> bool:
     return name is not None and _REPO_ID.fullmatch(name) is not None and not os.path.exists(name)
 
 
+def _with_masks(gaps: str) -> str:
+    """A Python expression for a text with gaps, in terms of `mask`."""
+    literal = json.dumps(gaps, ensure_ascii=False)
+    expression = _GAP.sub(lambda gap: f'" + mask * {gap[1] or 1} + "', literal)
+    return expression.removeprefix('"" + ').removesuffix(' + ""')
+
+
 def create_model_card(
     model: Any,
     repo_id: str,
@@ -100,6 +111,8 @@ def create_model_card(
     dataset_name: str | None = None,
     tags: Iterable[str] = (),
     training: Mapping[str, Any] | None = None,
+    prompt: str = "The capital of France is",
+    gaps: str = "The ___3 of France is Paris.",
 ) -> ModelCard:
     """
     Writes the card of a model or of an adapter for one.
@@ -120,6 +133,10 @@ def create_model_card(
             Tags besides `llada`, `masked-diffusion` and those added with `model.add_model_tags`.
         training (`Mapping[str, Any]`, *optional*):
             Facts about the training by name, such as `{"learning rate": 2.5e-5}`, shown as a table.
+        prompt (`str`, *optional*):
+            What the code on the card lets the model continue.
+        gaps (`str`, *optional*):
+            What it lets the model fill in: `___` stands for one token, `___3` for three.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: The card, with `save(path)` and `push_to_hub(repo_id)`.
@@ -153,8 +170,11 @@ def create_model_card(
         dataset_name=dataset_name,
         facts=facts,
         family=family,
+        gaps=_with_masks(gaps),
+        length=min(32, model.generation_config.max_new_tokens or 32),
         model_name=Path(repo_id).name,
         paper=paper,
+        prompt=json.dumps(prompt, ensure_ascii=False),
         repo_id=repo_id,
         training=training,
     )
