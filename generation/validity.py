@@ -126,7 +126,10 @@ def check_combinations(config: Any) -> None:
     for (first, second), reason in CONFLICTS.items():
         if _holds(given, *first) and _holds(given, *second):
             names = " and ".join(f"`{name}={given[name]!r}`" for name, _ in (first, second))
-            raise ValueError(f"{names} cannot work together: {reason}.")
+            raise ValueError(
+                f"{names} cannot work together: {reason}. Leave out one of them; `None` switches off what the model "
+                "sets by itself."
+            )
     for name, caches in CACHE_SETTINGS.items():
         if name in given and given.get("kv_cache", caches[0]) not in caches:
             raise ValueError(
