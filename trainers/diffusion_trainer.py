@@ -144,7 +144,8 @@ class MaskedDiffusionTrainerMixin(Base):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """
-        The training loss of one micro-batch.
+        The training loss of one micro-batch. A model with experts adds what keeps their load even, if its
+        configuration has `output_router_logits`, which TRL's trainers set if `router_aux_loss_coef` is not 0.
 
         Args:
             model (`torch.nn.Module`):
@@ -184,23 +185,34 @@ class MaskedDiffusionTrainerMixin(Base):
             labels = labels.repeat(copies, 1)
             inputs = {name: torch.cat([value] * copies) for name, value in inputs.items()}
 
-        losses, correct = masked_cross_entropy(model, batch.input_ids, batch.masked, labels, **inputs)
+        outputs = []
+
+        def record(**arguments):
+            outputs.append(model(**arguments))
+            return outputs[0]
+
+        losses, correct = masked_cross_entropy(record, batch.input_ids, batch.masked, labels, **inputs)
         row_losses = (batch.weight * losses.sum(dim=1)).view(copies, -1).mean(dim=0)
         loss = reduce_loss(row_losses, maskable.sum(dim=1), self.args.loss_normalization, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # the items are those of all processes, and the gradient is averaged over them
             loss = loss * num_ranks
+        # a mean over the tokens of the micro-batch
+        aux_loss = outputs[0].get("aux_loss")
+        if aux_loss is not None:
+            loss = loss + aux_loss * (1 if num_items_in_batch is None else len(input_ids) / self._rows_in_step)
         if self.model.training:
-            self._add_train_sums(losses.detach(), correct, batch.masked, batch.ratio, labels, inputs)
+            self._add_train_sums(losses.detach(), correct, batch.masked, batch.ratio, labels, inputs, aux_loss)
         return loss
 
-    def _add_train_sums(self, losses, correct, masked, ratio, labels, inputs) -> None:
+    def _add_train_sums(self, losses, correct, masked, ratio, labels, inputs, aux_loss=None) -> None:
         rows = _token_sums(losses, correct, masked, labels == self._eos_token_id)
         quartiles = rows.new_zeros(4, 3).index_add_(0, (ratio * 4).long().clamp(max=3), rows.sum(dim=1))
         trainable = labels != -100
         visible = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(trainable)
         counts = torch.stack([trainable.sum(), visible.sum()]).to(rows.dtype)
-        sums = torch.cat([rows.sum(dim=0).flatten(), quartiles.flatten(), counts])
+        aux = rows.new_zeros(2) if aux_loss is None else torch.stack([aux_loss.detach(), aux_loss.new_ones(())])
+        sums = torch.cat([rows.sum(dim=0).flatten(), quartiles.flatten(), counts, aux.to(rows.dtype)])
         self._train_sums = sums if self._train_sums is None else self._train_sums + sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -208,7 +220,8 @@ class MaskedDiffusionTrainerMixin(Base):
         if "loss" in logs and self._train_sums is not None:
             sums = self.accelerator.reduce(self._train_sums, "sum").double().cpu()
             self._train_sums = None
-            kinds, quartiles, (trainable, visible) = sums[:6].view(2, 3), sums[6:18].view(4, 3), sums[18:].tolist()
+            kinds, quartiles, others = sums[:6].view(2, 3), sums[6:18].view(4, 3), sums[18:].tolist()
+            trainable, visible, aux_loss, aux_count = others
             self._tokens_seen += int(visible) // self.get_tp_size()
             for name, (loss, correct, count) in zip(("content", "eos"), kinds.tolist(), strict=True):
                 if count:
@@ -217,6 +230,8 @@ class MaskedDiffusionTrainerMixin(Base):
             for number, (loss, _, count) in enumerate(quartiles.tolist(), start=1):
                 if count:
                     logs[f"ce_q{number}"] = loss / count
+            if aux_count:
+                logs["aux_loss"] = aux_loss / aux_count
             logs["mask_ratio"] = kinds[:, 2].sum().item() / max(trainable, 1)
             logs["num_tokens"] = self._tokens_seen
         super().log(logs, start_time)
