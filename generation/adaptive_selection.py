@@ -68,7 +68,6 @@ class ContextThresholdSelector(ThresholdSelector):
         inclusive: bool = True,
     ):
         super().__init__(threshold, floors, inclusive)
-        self.highest = threshold
         self.relaxation = relaxation
         self.suffix_window = suffix_window
 
@@ -79,8 +78,8 @@ class ContextThresholdSelector(ThresholdSelector):
             suffix = suffix & ((positions < block.end + self.suffix_window) | (positions == scores.shape[1] - 1))
         left = (canvas.masked & suffix).sum(1, keepdim=True) / suffix.sum(1, keepdim=True)
         relaxation = self.relaxation if self.step else 0.0
-        self.threshold = self.highest * (1 - relaxation * (1 - left.to(scores.dtype)))
-        return super().sure(scores, proposal, canvas, block)
+        threshold = self.threshold * (1 - relaxation * (1 - left.to(scores.dtype)))
+        return scores >= threshold if self.inclusive else scores > threshold
 
 
 class StableSelector(AdaptiveSelector):
@@ -116,11 +115,11 @@ class StableSelector(AdaptiveSelector):
         self.kl_threshold = kl_threshold
         self.kl_history = kl_history
         self.looks_ahead = looks_ahead
-        self.calm: torch.Tensor | None = None
+        self.calm: torch.Tensor = torch.empty(0)
 
     def begin(self, canvas: Canvas, block: Block) -> None:
         super().begin(canvas, block)
-        if self.calm is None or not self.looks_ahead:
+        if block.index == 0 or not self.looks_ahead:
             # for how many steps the distribution of a position has not moved
             self.calm = torch.zeros_like(canvas.tokens)
             # the distributions of the step before, at the positions from `start` on; made when the vocabulary is known

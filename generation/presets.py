@@ -1,9 +1,11 @@
 """Named settings of published samplers. A preset is a plain config: print it, change it, save it."""
 
+from typing import Any
+
 from .configuration_diffusion import DiffusionGenerationConfig
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     # the authors' generate.py: every default, every draw, the whole canvas back
     "llada": {
         "max_new_tokens": 128,

@@ -20,7 +20,7 @@ def reveal_probabilities(steps: int) -> list[float]:
 
 def dream_shares(total: int, parts: int) -> list[int]:
     """Splits `total` as Dream's samplers do (arXiv 2508.15487): what is left times that probability, rounded down."""
-    shares = []
+    shares: list[int] = []
     for probability in reveal_probabilities(parts):
         shares.append(int(torch.tensor(float(total - sum(shares))) * probability))
     return shares

@@ -36,8 +36,11 @@ CACHE_SETTINGS = {
     "vicinity": ("vicinity",),
 }
 
+# a setting and the values in question, all if `None`
+Setting = tuple[str, tuple | None]
+
 # two settings, with their values where it depends on these -> why they cannot work together
-CONFLICTS = {
+CONFLICTS: dict[tuple[Setting, Setting], str] = {
     (("verify_threshold", None), ("kv_cache", None)): "verification hides a different position from each query, so "
     "nothing that was computed before can be used again",
     (("verify_threshold", None), ("suffix_window", None)): "verification needs the whole canvas",
@@ -186,6 +189,7 @@ __all__ = [
     "REFINEMENTS",
     "REVISIONS",
     "SELECTIONS",
+    "Setting",
     "check_combinations",
     "check_complete",
 ]

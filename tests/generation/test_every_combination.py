@@ -186,6 +186,65 @@ def test_the_matrix_is_not_empty():
     assert counts["threshold"] == 3 * (2 * 9 + 5 + 2) - 2 * 3
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """Counts whatever makes the host wait for a tensor."""
+    count = [0]
+
+    def counted(method):
+        def call(*args, **kwargs):
+            count[0] += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in ("tolist", "item", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    getitem, setitem = torch.Tensor.__getitem__, torch.Tensor.__setitem__
+
+    def is_mask(key):
+        return isinstance(key, torch.Tensor) and key.dtype == torch.bool
+
+    def get(self, key):
+        count[0] += any(map(is_mask, key if isinstance(key, tuple) else (key,)))
+        return getitem(self, key)
+
+    def put(self, key, value):
+        count[0] += any(map(is_mask, key if isinstance(key, tuple) else (key,)))
+        return setitem(self, key, value)
+
+    monkeypatch.setattr(torch.Tensor, "__getitem__", get)
+    monkeypatch.setattr(torch.Tensor, "__setitem__", put)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("forward", "selection", "revision"),
+    [
+        *(("full", selection, "none") for selection in SELECTIONS),
+        *((forward, "threshold", "none") for forward in FORWARDS if forward not in ("full", "block")),
+        ("full", "threshold", "remask"),
+        ("full", "threshold", "edit"),
+    ],
+    ids=str,
+)
+def test_a_step_waits_once(models, waits, forward, selection, revision):
+    between, last = [], []
+
+    def enter(*_):
+        between.extend(waits[0] - value for value in last)
+
+    def leave(*_):
+        last[:] = waits
+
+    handles = [models[False].register_forward_pre_hook(enter), models[False].register_forward_hook(leave)]
+    settings = combine("whole", forward, selection, revision)
+    models[False].generate(inputs_of("whole")[2][0][None], max_new_tokens=9, **settings)
+    for handle in handles:
+        handle.remove()
+    assert len(between) > 0 and set(between) == {1}
+
+
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("selection", ["threshold", "klass", "wino", "slowfast"])
 def test_guidance(models, forward, selection):
