@@ -34,8 +34,13 @@ A masked diffusion language model of the [{{ family }}]({{ paper }}) family
 {%- endif -%}
 {%- if base_model %}, trained from [{{ base_model }}](https://huggingface.co/{{ base_model }}){% endif -%}
 {%- if dataset_name %} on {{ dataset_name }}{% endif %}.
+{% if block_causal -%}
+It writes one block of tokens after the other. Within a block it does not write from left to right: it starts from
+masks and replaces them in any order, each choice seeing all of the block and the text before it.
+{%- else -%}
 It does not write from left to right: it starts from masks and replaces them in any order, each choice seeing the text
 on both of its sides. So it can continue a prompt and fill in gaps in the middle of a text alike.
+{%- endif %}
 
 {{ facts }}
 
@@ -152,6 +157,8 @@ def create_model_card(
         f"{config.num_hidden_layers} layers of width {config.hidden_size}, at most {config.max_position_embeddings} "
         f"positions, mask token id {config.mask_token_id}."
     )
+    if "sparse" in config.mlp_layer_types:
+        facts = f"{config.num_experts} experts per layer of which a token sees {config.num_experts_per_tok}, {facts}"
     if not adapter:
         facts = f"{model.num_parameters():,} parameters, {facts}"
     family, paper = _FAMILIES[config.model_type]
@@ -167,6 +174,7 @@ def create_model_card(
         template_str=_TEMPLATE,
         adapter=adapter,
         base_model=data.base_model,
+        block_causal=config.block_causal,
         dataset_name=dataset_name,
         facts=facts,
         family=family,

@@ -198,7 +198,7 @@ class MaskedDiffusionTrainerMixin(Base):
             # the items are those of all processes, and the gradient is averaged over them
             loss = loss * num_ranks
         # a mean over the tokens of the micro-batch
-        aux_loss = outputs[0].get("aux_loss")
+        aux_loss = getattr(outputs[0], "aux_loss", None)
         if aux_loss is not None:
             loss = loss + aux_loss * (1 if num_items_in_batch is None else len(input_ids) / self._rows_in_step)
         if self.model.training:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from golden import Golden
+from golden import Golden, load_golden
 from hub_standin import Hub, card_data
 from huggingface_hub import ModelCard
 from markdown_code import python_blocks, run_blocks
@@ -73,6 +73,35 @@ def test_card_names_the_family(golden_illada: Golden) -> None:
 
     assert "[iLLaDA](https://arxiv.org/abs/2606.25331) family." in card.text
     assert "mask token id 5." in card.text
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "writes"),
+    [
+        (
+            "llada_moe",
+            "[LLaDA-MoE](https://arxiv.org/abs/2509.24389)",
+            "It does not write from left to right: it starts",
+        ),
+        ("llada2_moe", "[LLaDA2](https://arxiv.org/abs/2512.15745)", "It writes one block of tokens after the other."),
+    ],
+)
+def test_card_of_a_model_with_experts(
+    hub: Hub, tiny_tokenizer: PreTrainedTokenizerFast, name: str, family: str, writes: str
+) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(load_golden(name).folder, mask_token_id=300, eos_token_id=299)
+    model.push_to_hub("ada/tiny")
+    tiny_tokenizer.push_to_hub("ada/tiny")
+
+    card = card_of(hub, "ada/tiny")
+    assert f"A masked diffusion language model of the {family} family." in card
+    assert f"\n{writes}" in card
+    number, chosen = (8, 3) if name == "llada_moe" else (16, 4)
+    assert f"parameters, {number} experts per layer of which a token sees {chosen}, 3 layers of width 64" in card
+    names, printed = run_blocks(card, "card")
+    assert type(names["model"]) is type(model)
+    assert names["sequences"].shape[1] > len("The capital of France is")
+    assert " of France is Paris." in printed
 
 
 def test_code_of_a_pushed_card_runs(hub: Hub, model: LLaDAModelLM, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
