@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 
-COMMANDS = ("chat", "generate", "infill", "sft")
+COMMANDS = ("chat", "demo", "generate", "infill", "sft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,14 +24,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: import_module(f".{name}", __name__) for name in COMMANDS}
     for name, module in modules.items():
-        module.add_parser(commands.add_parser(name, help=module.__doc__, description=module.__doc__))
-    args, rest = parser.parse_known_args(argv)
-    if rest and not getattr(args, "takes_rest", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        modules[args.command].run(args, rest) if getattr(args, "takes_rest", False) else modules[args.command].run(
-            args
+        summary, _, details = module.__doc__.partition("\n")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}\n{details}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # what it does not know is for the parser of the command
+            add_help=not module.PARSES_REST,
         )
+        module.add_parser(command)
+    args, args.rest = parser.parse_known_args(argv)
+    if args.rest and not modules[args.command].PARSES_REST:
+        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+    try:
+        modules[args.command].run(args)
     except (ImportError, OSError, ValueError) as error:
         print(f"llada {args.command}: {error}", file=sys.stderr)
         return 2

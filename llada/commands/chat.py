@@ -1,8 +1,12 @@
-"""Talk to a model, turn by turn. An empty line ends the conversation."""
+"""Talk to a model, turn by turn. `/new` starts over, an empty line ends."""
 
 import argparse
+import sys
 
-from .sampling import add_sampling_arguments, load
+from .sampling import add_sampling_arguments, chat_inputs, load, show
+
+
+PARSES_REST = False
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -12,22 +16,27 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     model, tokenizer, settings = load(args)
     messages: list[dict[str, str]] = []
-    while True:
+    while question := _read():
+        if question == "/new":
+            messages = []
+            continue
+        asked = [*messages, {"role": "user", "content": question}]
+        inputs = chat_inputs(tokenizer, asked)
         try:
-            question = input("> ").strip()
-        except EOFError:
-            return
-        if not question:
-            return
-        messages.append({"role": "user", "content": question})
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        sequences = model.generate(**inputs.to(model.device), **settings)
-        answer = tokenizer.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        if args.no_stream:
-            print(answer)
-        messages.append({"role": "assistant", "content": answer})
+            sequences = model.generate(**inputs.to(model.device), **settings)
+        except ValueError as error:
+            # a conversation that got too long, which /new ends
+            print(f"llada chat: {error}", file=sys.stderr)
+            continue
+        answer = show(sequences[0, inputs["input_ids"].shape[1] :], tokenizer, settings)
+        messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-__all__ = ["add_parser", "run"]
+def _read() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+__all__ = ["PARSES_REST", "add_parser", "run"]

@@ -2,7 +2,10 @@
 
 import argparse
 
-from .sampling import add_sampling_arguments, load
+from .sampling import add_sampling_arguments, chat_inputs, load, show
+
+
+PARSES_REST = False
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -14,17 +17,11 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     model, tokenizer, settings = load(args)
     if args.chat:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": args.prompt}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
+        inputs = chat_inputs(tokenizer, [{"role": "user", "content": args.prompt}])
     else:
         inputs = tokenizer(args.prompt, return_tensors="pt")
     sequences = model.generate(**inputs.to(model.device), **settings)
-    if args.no_stream:
-        print(tokenizer.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    show(sequences[0, inputs["input_ids"].shape[1] :], tokenizer, settings)
 
 
-__all__ = ["add_parser", "run"]
+__all__ = ["PARSES_REST", "add_parser", "run"]

@@ -1,30 +1,35 @@
-"""Fill the gaps of a text, each ___ with one token or ___N with N tokens."""
+"""Fill the gaps of a text, each ___ with one token or ___4 with four."""
 
 import argparse
 import re
 
-from .sampling import add_sampling_arguments, load
+from .sampling import add_sampling_arguments, load, show
+
+
+PARSES_REST = False
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser)
     parser.add_argument("text", help='the text, e.g. "___2 is the capital of France."')
+    parser.add_argument("--unfinished", action="store_true", help="do not put an end of text after the text")
 
 
 def run(args: argparse.Namespace) -> None:
     model, tokenizer, settings = load(args)
-    if tokenizer.mask_token is None:
-        tokenizer.mask_token = tokenizer.convert_ids_to_tokens(model.config.mask_token_id)
-    masked, num_gaps = re.subn(r"_{3,}(\d*)", lambda gap: tokenizer.mask_token * int(gap[1] or 1), args.text)
+    mask = tokenizer.convert_ids_to_tokens(model.config.mask_token_id)
+    # most tokenizers count the space before a word to the word
+    masked, num_gaps = re.subn(r" ?_{3,}(\d*)", lambda gap: mask * int(gap[1] or 1), args.text)
     if not num_gaps:
         raise ValueError(f"{args.text!r} has no gap; write ___ where a token is wanted, ___4 for four.")
-    inputs = tokenizer(masked, return_tensors="pt")
+    if not args.unfinished:
+        masked += tokenizer.eos_token or ""
     if "streamer" in settings:
         # the text before the first gap belongs to the picture
         settings["streamer"].skip_prompt = False
+    inputs = tokenizer(masked, return_tensors="pt")
     sequences = model.infill(**inputs.to(model.device), **settings)
-    if args.no_stream:
-        print(tokenizer.decode(sequences[0], skip_special_tokens=True))
+    show(sequences[0], tokenizer, settings)
 
 
-__all__ = ["add_parser", "run"]
+__all__ = ["PARSES_REST", "add_parser", "run"]

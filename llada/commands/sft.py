@@ -1,39 +1,68 @@
-"""Fine-tune a model on prompts and completions, or on conversations."""
+"""Fine-tune a model, with the options of `trl sft`.
+
+  llada sft --model_name_or_path GSAI-ML/LLaDA-8B-Base --dataset_name data.jsonl --output_dir tuned --use_peft
+
+Options are the fields of LLaDASFTConfig and of trl's ScriptArguments and ModelConfig; `--help` lists them, `--config`
+names a YAML file with them. The dataset is a Hub id, a folder, or a .json, .jsonl, .csv or .parquet file.
+"""
 
 import argparse
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+PARSES_REST = True
+_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder or Hub id of a checkpoint")
-    parser.add_argument("dataset", help="a .json, .jsonl, .csv or .parquet file, or a Hub id")
-    parser.add_argument("--split", default="train", help="split of the dataset (default: train)")
-    parser.epilog = "Every field of LLaDASFTConfig is an option too, e.g. --output_dir, --learning_rate, --max_steps, "
-    parser.epilog += "and those of trl's ModelConfig, e.g. --use_peft --lora_r 16."
-    parser.set_defaults(takes_rest=True)
+    """Adds nothing: the options are those of the dataclasses."""
 
 
-def run(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pathlib import Path
+def run(args: argparse.Namespace) -> None:
+    from .. import LLaDASFTConfig, LLaDASFTTrainer
 
-    from datasets import load_dataset
-    from transformers import HfArgumentParser
-    from trl import ModelConfig, get_peft_config
+    # isort: split
+    # the names above say which extra is missing
+    from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-    from ..trainers.sft_config import LLaDASFTConfig
-    from ..trainers.sft_trainer import LLaDASFTTrainer
-
-    config, model_config = HfArgumentParser((LLaDASFTConfig, ModelConfig)).parse_args_into_dataclasses(list(rest))
-    kind = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(args.dataset).suffix)
-    if kind:
-        dataset = load_dataset(kind, data_files=args.dataset, split="train")
-    else:
-        dataset = load_dataset(args.dataset, split=args.split)
+    parser = TrlParser((ScriptArguments, LLaDASFTConfig, ModelConfig), prog="llada sft", description=__doc__)
+    script, config, model_config = parser.parse_args_and_config(args.rest)
+    if script.dataset_name is None or model_config.model_name_or_path is None:
+        raise ValueError("What is trained, and on what? Write `--model_name_or_path` and `--dataset_name`.")
+    config.model_init_kwargs = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    train_dataset = load(script, script.dataset_train_split)
+    evaluates = config.eval_strategy != "no"
     trainer = LLaDASFTTrainer(
-        model=args.model, args=config, train_dataset=dataset, peft_config=get_peft_config(model_config)
+        model=model_config.model_name_or_path,
+        args=config,
+        train_dataset=train_dataset,
+        eval_dataset=load(script, script.dataset_test_split) if evaluates else None,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()
+    trainer.create_model_card(dataset_name=script.dataset_name)
+    print(f"The model is in {config.output_dir}/.")
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
 
 
-__all__ = ["add_parser", "run"]
+def load(script: Any, split: str) -> Any:
+    """One split of the dataset that the arguments name. A file is all of the split `train`."""
+    from datasets import load_dataset
+
+    options = {"split": split, "streaming": script.dataset_streaming}
+    builder = _BUILDERS.get(Path(script.dataset_name).suffix)
+    if builder is None:
+        return load_dataset(script.dataset_name, script.dataset_config, **options)
+    return load_dataset(builder, data_files=script.dataset_name, **options)
+
+
+__all__ = ["PARSES_REST", "add_parser", "run"]

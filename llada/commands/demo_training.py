@@ -1,0 +1,151 @@
+"""The two models of the demo: a LLaDA trained by this package, and a Llama of its size trained by TRL."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+
+from .. import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
+from ..evaluation.causal_twin import build_causal_twin
+from ..evaluation.reversal import ANSWER_LENGTH
+from ..evaluation.reversal_facts import ReversalFacts, build_reversal_tokenizer
+from ..modeling_llada.model_card import create_model_card
+from .progress import LossBar
+
+
+# 132 thousand parameters, and the shortest training that teaches them the facts
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 168,
+    "rope_theta": 10000.0,
+}
+TRAINING = {
+    "per_device_train_batch_size": 128,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    "warmup_steps": 0.1,
+    "adam_beta2": 0.98,
+    "weight_decay": 0.0,
+    "activation_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 20,
+}
+
+
+def train_llada(facts: ReversalFacts, output_dir: str, steps: int, seed: int) -> None:
+    """
+    Trains a masked diffusion model and saves it with tokenizer, generation config, model card and the facts.
+
+    Args:
+        facts ([`~llada.evaluation.ReversalFacts`]): What it is trained on.
+        output_dir (`str`): The folder.
+        steps (`int`): Number of training steps.
+        seed (`int`): Seed of weights, batches and masks.
+    """
+    tokenizer = build_reversal_tokenizer()
+    set_seed(seed)
+    model = LLaDAModelLM(_build_config(tokenizer))
+    config = LLaDASFTConfig(
+        output_dir=output_dir,
+        max_steps=steps,
+        seed=seed,
+        mask_sampling="exact",
+        ratio_sampling="stratified",
+        loss_normalization="batch",
+        eos_fill="fixed",
+        eos_fill_length=ANSWER_LENGTH,
+        **TRAINING,
+    )
+    _train(LLaDASFTTrainer, model, config, facts, tokenizer, "LLaDA ")
+
+    # what `generate` and `pipeline` use where they are told nothing
+    model.generation_config.update(
+        max_new_tokens=ANSWER_LENGTH, block_length=ANSWER_LENGTH, max_denoising_steps=ANSWER_LENGTH
+    )
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    facts.save(Path(output_dir) / "facts.json")
+    example = facts.held_out[0]
+    num_facts = len(facts.names)
+    card = create_model_card(
+        model,
+        Path(output_dir).name,
+        dataset_name=f"{num_facts} invented facts",
+        training={
+            "made by": f"`llada demo --num-facts {num_facts} --steps {steps} --seed {seed}`",
+            "trainer": LLaDASFTTrainer.__name__,
+            "steps": steps,
+            "batch": config.per_device_train_batch_size,
+            "peak learning rate": config.learning_rate,
+        },
+        prompt=f"{example.reverse[0]}\n",
+        gaps=f"___2 is {example.description}{tokenizer.eos_token}",
+    )
+    card.save(Path(output_dir) / "README.md")
+
+
+def train_causal_twin(facts: ReversalFacts, steps: int, seed: int) -> LlamaForCausalLM:
+    """
+    Trains a causal model of the same size on the same rows.
+
+    Args:
+        facts ([`~llada.evaluation.ReversalFacts`]): What it is trained on.
+        steps (`int`): Number of training steps.
+        seed (`int`): Seed of weights and batches.
+
+    Returns:
+        [`~transformers.LlamaForCausalLM`]: The model.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = build_reversal_tokenizer()
+    set_seed(seed)
+    twin = build_causal_twin(_build_config(tokenizer))
+    with tempfile.TemporaryDirectory() as folder:
+        config = SFTConfig(output_dir=folder, max_steps=steps, seed=seed, **TRAINING)
+        _train(SFTTrainer, twin, config, facts, tokenizer, "causal")
+    return twin
+
+
+def _build_config(tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig:
+    return LLaDAConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        **SIZES,
+    )
+
+
+def _train(
+    trainer_class: type[Trainer],
+    model: PreTrainedModel,
+    config: Any,
+    facts: ReversalFacts,
+    tokenizer: PreTrainedTokenizerBase,
+    label: str,
+) -> None:
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    dataset = Dataset.from_list(facts.training_rows())
+    trainer = trainer_class(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+    for callback in LossBar.replaces:
+        trainer.remove_callback(callback)
+    trainer.add_callback(LossBar(label))
+    trainer.train()
+    model.eval()
+
+
+__all__ = ["SIZES", "TRAINING", "train_causal_twin", "train_llada"]
