@@ -16,7 +16,6 @@ What the figures mean, for a model that learned the facts of [`ReversalFacts`]:
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .causal_twin import causal_log_likelihood

@@ -11,33 +11,34 @@ from .word_tokenizer import build_word_tokenizer
 
 
 FIRST_NAMES = """
-    Ada Albin Beata Bruno Carla Cedric Dora Dunstan Edith Elmer Flora Fergus Greta Gustav Hedda Hector Ingrid Ivo Jonna
-    Jasper Klara Konrad Lydia Lorenz Mabel Magnus Nora Nils Olive Oskar Petra Piers Rosa Rufus Selma Stellan Thora
-    Tobias Vera Viktor
+    Ada Albin Beata Bruno Carla Cedric Dora Dunstan Edith Elmer Flora Fergus Greta Gustav Hedda Hector Ingrid Ivo
+    Jonna Jasper Klara Konrad Lydia Lorenz Mabel Magnus Nora Nils Olive Oskar Petra Piers Rosa Rufus Selma Stellan
+    Thora Tobias Vera Viktor
 """.split()
 LAST_NAMES = """
     Ashdown Barrow Birch Calder Crane Dale Dunmore Ellery Fenwick Finch Garland Gray Hale Hollis Irving Jessop Keel
-    Kirby Lark Linden Marsh Moss Norling Oakes Osgood Pell Quarles Rowan Sedge Sorrel Thorne Tully Underhill Vale Varney
-    Wick Wren Yarrow York Zeller
+    Kirby Lark Linden Marsh Moss Norling Oakes Osgood Pell Quarles Rowan Sedge Sorrel Thorne Tully Underhill Vale
+    Varney Wick Wren Yarrow York Zeller
 """.split()
 ADJECTIVES = """
     agile amiable ardent bashful bold brisk calm candid careful cheerful clever cordial curious daring dapper earnest
-    eager faithful famous frank frugal gallant gentle grave hardy hasty honest humble idle jolly keen kindly lively loyal
-    mellow merry modest nimble noble patient pensive placid plucky polite proud quaint quick quiet restless serene shy
-    silent sincere sober stern sturdy tidy upbeat wary witty
+    eager faithful famous frank frugal gallant gentle grave hardy hasty honest humble idle jolly keen kindly lively
+    loyal mellow merry modest nimble noble patient pensive placid plucky polite proud quaint quick quiet restless
+    serene shy silent sincere sober stern sturdy tidy upbeat wary witty
 """.split()
 TRADES = """
-    archer actor baker barber beekeeper binder brewer builder butcher carpenter carver chemist clerk cobbler cook cooper
-    dancer dentist diver doctor drummer dyer engraver farmer fiddler fisher forester gardener gilder glazier goldsmith
-    grocer harper hatter hunter joiner judge juggler lawyer mason miller miner nurse painter pilot piper plumber porter
-    potter printer sailor saddler sculptor singer tailor tanner teacher thatcher weaver welder
+    archer actor baker barber beekeeper binder brewer builder butcher carpenter carver chemist clerk cobbler cook
+    cooper dancer dentist diver doctor drummer dyer engraver farmer fiddler fisher forester gardener gilder glazier
+    goldsmith grocer harper hatter hunter joiner judge juggler lawyer mason miller miner nurse painter pilot piper
+    plumber porter potter printer sailor saddler sculptor singer tailor tanner teacher thatcher weaver welder
 """.split()
 TOWNS = """
-    Alderby Amberford Applewick Ashmere Barleyton Beechham Blackmoor Bramley Brightwater Cloverdale Copperhill Cragside
-    Dovecote Dunsby Eastmarch Elmstead Fairhaven Farlow Ferncliff Flintham Foxholt Glenrock Goldbeck Greywell Hartsend
-    Hazelmere Highbridge Holmwood Ironvale Ivybridge Kestrelton Larkhill Leafield Longmead Mapleford Marlow Mistley
-    Northgate Oakhurst Otterburn Pinecrest Quarrydale Ravenmoor Redcliff Riverton Rookley Sandhaven Seaborough Silverton
-    Snowdale Stonebrook Summerfield Thistledown Tidewell Underwood Westmarch Whitby Willowmere Windrush Wolfden
+    Alderby Amberford Applewick Ashmere Barleyton Beechham Blackmoor Bramley Brightwater Cloverdale Copperhill
+    Cragside Dovecote Dunsby Eastmarch Elmstead Fairhaven Farlow Ferncliff Flintham Foxholt Glenrock Goldbeck Greywell
+    Hartsend Hazelmere Highbridge Holmwood Ironvale Ivybridge Kestrelton Larkhill Leafield Longmead Mapleford Marlow
+    Mistley Northgate Oakhurst Otterburn Pinecrest Quarrydale Ravenmoor Redcliff Riverton Rookley Sandhaven Seaborough
+    Silverton Snowdale Stonebrook Summerfield Thistledown Tidewell Underwood Westmarch Whitby Willowmere Windrush
+    Wolfden
 """.split()
 
 
