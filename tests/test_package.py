@@ -59,8 +59,13 @@ def test_one_version() -> None:
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM])
 @pytest.mark.parametrize(
     ("model_type", "config_class", "model_class"),
-    [("llada", llada.LLaDAConfig, llada.LLaDAModelLM), ("illada", llada.ILLaDAConfig, llada.ILLaDAForCausalLM)],
-    ids=["llada", "illada"],
+    [
+        ("llada", llada.LLaDAConfig, llada.LLaDAModelLM),
+        ("illada", llada.ILLaDAConfig, llada.ILLaDAForCausalLM),
+        ("lladamoe", llada.LLaDAMoEConfig, llada.LLaDAMoEModelLM),
+        ("llada2_moe", llada.LLaDA2MoeConfig, llada.LLaDA2MoeModelLM),
+    ],
+    ids=["llada", "illada", "lladamoe", "llada2_moe"],
 )
 def test_auto_classes_give_the_model_with_the_head(auto_class, model_type, config_class, model_class) -> None:
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
