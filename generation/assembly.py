@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from .adaptive_selection import ContextThresholdSelector, EarlyCommitSelector, HierarchicalSelector, StableSelector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
@@ -183,6 +185,7 @@ def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision
     if config.verify_threshold is not None:
         return ShadowVerification(config.verify_threshold)
     if config.editing_threshold is None:
+    assert threshold is not None, "all selections but the threshold have been looked at"
         return Revision()
     if not config.control_token_ids:
         return TokenEditing(config.editing_threshold, config.max_post_steps)
@@ -196,11 +199,29 @@ def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision
 
 
 def make_proposer(
-    config: DiffusionGenerationConfig, processors: PositionalProcessors, vocab_size: int, canvas: Canvas
+    config: DiffusionGenerationConfig,
+    processors: PositionalProcessors,
+    vocab_size: int,
+    canvas: Canvas,
+    token_frequencies: torch.Tensor | None = None,
 ) -> Proposer:
     """What turns logits into tokens and scores."""
     proposer = ReferenceProposer if config.rng_compat == "llada" else Proposer
-    return proposer(config, processors, vocab_size, text_follows=bool((canvas.has_suffix & canvas.masked).any()))
+    text_follows = bool((canvas.has_suffix & canvas.masked).any())
+    return proposer(config, processors, vocab_size, text_follows, token_frequencies)
 
 
 __all__ = ["make_forward", "make_proposer", "make_revision", "make_selector"]
+    if (token_frequencies is None) == (config.remasking == "position_calibrated"):
+        raise ValueError(
+            f'`remasking="position_calibrated"` and `token_frequencies` need each other, but `remasking` is '
+            f"{config.remasking!r} and `token_frequencies` {'not given' if token_frequencies is None else 'given'}."
+        )
+    if token_frequencies is not None:
+        shape = tuple(token_frequencies.shape)
+        if shape != (vocab_size,) or not ((token_frequencies >= 0) & (token_frequencies <= 1)).all():
+            raise ValueError(
+                f"`token_frequencies` has shape {shape}; give one frequency from 0 to 1 for each of the {vocab_size} "
+                "tokens of the vocabulary."
+            )
+        token_frequencies = token_frequencies.to(canvas.tokens.device)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from .validity import SELECTIONS, check_combinations
 
 
-REMASKING = ("low_confidence", "margin", "entropy", "random")
+REMASKING = ("low_confidence", "margin", "entropy", "position_calibrated", "random")
 FACTOR_COMPAT = (None, "fast_dllm")
 STEP_SCHEDULES = (None, "dream", "bernoulli")
 SUPPRESS_EOS = (None, "logits", "confidence", "rising")
@@ -33,7 +33,9 @@ NOT_NEGATIVE = (
     "credit_weight",
     "entropy_bound",
     "factor",
+    "frequency_cap",
     "kl_threshold",
+    "position_decay",
     "remasking_temperature",
     "span_deviation",
 )
@@ -70,7 +72,9 @@ RULE_DEFAULTS = {
     "credit_decay": 0.8,
     "credit_exponent": 0.2,
     "eos_weight": 0.4,
+    "frequency_cap": 10.0,
     "kl_history": 2,
+    "position_decay": 0.25,
     "refresh_interval": {"delayed": 8},
     "span_deviation": 1.0,
     "span_stops_early": False,
@@ -137,6 +141,12 @@ class DiffusionGenerationConfig(GenerationConfig):
         remasking (`str`, *optional*, defaults to `"low_confidence"`):
             Which predictions of a step are kept first: those with the highest probability, `"margin"` those with the
             largest distance to the second token, `"entropy"` those with the lowest entropy, or `"random"` ones.
+            `"position_calibrated"` prefers positions near the start of the block and tokens that are rare in ordinary
+            text; `generate` is given their `token_frequencies` (PC-Sampler, arXiv 2508.13021).
+        position_decay (`float`, *optional*, defaults to 0.25):
+            How fast scores of `remasking="position_calibrated"` fall with the distance from the start of the block.
+        frequency_cap (`float`, *optional*, defaults to 10.0):
+            The largest of these scores at the start.
         threshold (`float`, *optional*):
             Keeps every prediction of a step whose confidence reaches this, and at least one (Fast-dLLM, arXiv
             2505.22618), or the share of a step if `max_denoising_steps` or `steps` is given. 0.95 by default for
@@ -281,6 +291,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.factor: float | None = kwargs.pop("factor", None)
         self.factor_compat: str | None = kwargs.pop("factor_compat", None)
         self.frechet_margin: float | None = kwargs.pop("frechet_margin", None)
+        self.position_decay: float | None = kwargs.pop("position_decay", None)
+        self.frequency_cap: float | None = kwargs.pop("frequency_cap", None)
         self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
         self.low_threshold: float | None = kwargs.pop("low_threshold", None)
         self.threshold_relaxation: float | None = kwargs.pop("threshold_relaxation", None)

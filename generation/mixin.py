@@ -97,7 +97,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             kwargs (`dict[str, Any]`, *optional*):
                 `attention_mask` (1 for tokens, 0 for padding on the left), `tokenizer` (needed for `stop_strings`),
                 `past_key_values` (from an earlier output, for a model with block-causal attention; `inputs` is the
-                whole text all the same), and any field of [`DiffusionGenerationConfig`], which goes before
+                whole text all the same), `token_frequencies` (of shape `(vocab_size,)`, for
+                `remasking="position_calibrated"`), and any field of [`DiffusionGenerationConfig`], which goes before
                 `generation_config`.
 
         Returns:
@@ -145,6 +146,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             given.get("tokenizer"),
             prompt.shape[1] + num_new_tokens,
             given.get("past_key_values"),
+            given.get("token_frequencies"),
         )
 
     @torch.no_grad()
@@ -195,7 +197,14 @@ class LLaDAGenerationMixin(GenerationMixin):
             )
         canvas = Canvas(tokens, ~wanted, config.mask_token_id, attention_mask)
         return self._denoise(
-            canvas, config, logits_processor, stopping_criteria, streamer, given.get("tokenizer"), tokens.shape[1]
+            canvas,
+            config,
+            logits_processor,
+            stopping_criteria,
+            streamer,
+            given.get("tokenizer"),
+            tokens.shape[1],
+            token_frequencies=given.get("token_frequencies"),
         )
 
     def generate_batch(self, *args, **kwargs):
@@ -257,7 +266,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             value = kwargs.pop(name, None)
             if value is not None and value is not False:
                 raise ValueError(f"`{name}` is not supported: {reason}.")
-        allowed = ("input_ids", "attention_mask", "tokenizer", "past_key_values")
+        allowed = ("input_ids", "attention_mask", "tokenizer", "past_key_values", "token_frequencies")
         refuse_unknown(kwargs, allowed)
         given = {name: kwargs.pop(name) for name in allowed if name in kwargs}
         if inputs is not None and given.get("input_ids") is not None:
@@ -307,6 +316,9 @@ class LLaDAGenerationMixin(GenerationMixin):
             given["attention_mask"] = attention_mask = attention_mask.long()
             if not attention_mask.any(1).all():
                 raise ValueError("A row of `attention_mask` is all padding; leave the row out.")
+            if attention_mask.all():
+                # attention without a mask has faster kernels
+                given["attention_mask"] = None
         if config.mask_token_id is None:
             raise ValueError("The model has no mask token; set `model.config.mask_token_id` or pass `mask_token_id`.")
         if config.suppress_eos and not config.eos_token_ids:
@@ -324,6 +336,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         tokenizer,
         num_positions: int,
         past_key_values: CanvasCache | None = None,
+        token_frequencies: torch.Tensor | None = None,
     ) -> torch.LongTensor | DiffusionGenerateOutput:
         length = int((canvas.ends - canvas.padding).max())
         if length > self.config.max_position_embeddings:
@@ -339,7 +352,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                 "after a block with masks. Use a model with full attention, or a larger `block_length`."
             )
         processors = PositionalProcessors(canvas, self._processor_factory(config, logits_processor, canvas))
-        propose = make_proposer(config, processors, self.config.vocab_size, canvas)
+        propose = make_proposer(config, processors, self.config.vocab_size, canvas, token_frequencies)
         selector = make_selector(config, region, block_causal)
         revision = make_revision(config, canvas)
         forward = make_forward(config, self, canvas, region, block_causal, selector, past_key_values)

@@ -12,7 +12,7 @@ from .configuration_diffusion import DiffusionGenerationConfig
 from .credit import Credit
 from .positional import PositionalProcessors
 from .regions import Block
-from .scores import confidence, entropy, likeliest, margin
+from .scores import calibrated, confidence, entropy, likeliest, margin
 
 
 @dataclass
@@ -74,6 +74,8 @@ class Proposer:
             Number of logits per position.
         text_follows (`bool`, *optional*, defaults to `False`):
             Whether text that was given may follow a position.
+        token_frequencies (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*):
+            How frequent each token is in ordinary text, for `remasking="position_calibrated"`.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Proposer:
         processors: PositionalProcessors,
         vocab_size: int,
         text_follows: bool = False,
+        token_frequencies: torch.Tensor | None = None,
     ):
         self.text_follows = text_follows
         self.config = config
@@ -91,6 +94,9 @@ class Proposer:
         endings = {*config.eos_token_ids, config.pad_token_id} - {None}
         self.endings = sorted(endings)
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
+        self.token_frequencies = token_frequencies
+        self.position_decay = config.rule_setting("position_decay")
+        self.frequency_cap = config.rule_setting("frequency_cap")
         self.credit = None
         if config.credit_weight is not None:
             self.credit = Credit(
@@ -99,6 +105,7 @@ class Proposer:
 
     def begin(self, canvas: Canvas, block: Block) -> None:
         """Called before the first step of a block."""
+        self.block_start = block.start
         if self.credit is not None:
             self.credit.begin(canvas, block)
 
@@ -178,14 +185,19 @@ class Proposer:
             scores = margin(logits, self.score_dtype)
         elif self.config.remasking == "entropy":
             scores = -entropy(logits, self.score_dtype)
+        elif self.config.remasking == "position_calibrated":
+            offset = (index % canvas.tokens.shape[1] - self.block_start).clamp(min=0)
+            frequency = self.token_frequencies[tokens]
+            scores = calibrated(probability, frequency, offset, self.position_decay, self.frequency_cap)
         if self.config.remasking_temperature:
             # the best of scores with such noise are a draw from their softmax without replacement
             noise = -(-torch.rand(tokens.shape, dtype=torch.float64, device=tokens.device).log()).log()
             scores = (scores / self.config.remasking_temperature + noise).to(scores.dtype)
         if self.config.suppress_eos == "confidence":
             is_end = torch.isin(tokens, self._index(self.config.eos_token_ids, tokens))
-            # behind every other: no entropy exceeds the logarithm of the vocabulary size
-            behind = math.log(self.vocab_size) if self.config.remasking == "entropy" else 1.0
+            # behind every other: no entropy exceeds the logarithm of the vocabulary size, no other score its cap
+            highest = {"entropy": math.log(self.vocab_size), "position_calibrated": self.frequency_cap}
+            behind = highest.get(self.config.remasking, 0.0) + 1.0
             scores = torch.where(is_end, scores - behind, scores)
         return scores, probability
 

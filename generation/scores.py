@@ -58,4 +58,30 @@ def entropy(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.T
     return torch.special.entr(logits.to(dtype).softmax(1)).sum(1)
 
 
-__all__ = ["confidence", "entropy", "likeliest", "margin"]
+def calibrated(
+    probability: torch.Tensor, frequency: torch.Tensor, offset: torch.Tensor, decay: float, cap: float
+) -> torch.Tensor:
+    """
+    The probability of a token times its surprise in ordinary text, so that frequent tokens are not preferred for being
+    easy, falling with the distance from the start of the block (PC-Sampler, arXiv 2508.13021, Eq. 5-7).
+
+    Args:
+        probability (`torch.FloatTensor` of shape `(positions,)`):
+            The probabilities of the proposed tokens.
+        frequency (`torch.FloatTensor` of shape `(positions,)`):
+            How frequent these tokens are in ordinary text, from 0 to 1.
+        offset (`torch.LongTensor` of shape `(positions,)`):
+            Distance of the positions from the start of the block.
+        decay (`float`):
+            How fast scores fall with that distance.
+        cap (`float`):
+            Largest score before they fall.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(positions,)`.
+    """
+    surprise = -frequency.double().log() * probability.double()
+    return surprise.nan_to_num(nan=0.0, posinf=cap).clamp(max=cap) * (-decay * offset.double()).exp()
+
+
+__all__ = ["calibrated", "confidence", "entropy", "likeliest", "margin"]

@@ -9,6 +9,9 @@ SELECTIONS = ("threshold", "factor", "frechet_margin", "entropy_bound")
 # of these, the ones that compare a probability
 PROBABILITY_RULES = ("threshold", "factor", "frechet_margin")
 
+# scores that are none
+NO_PROBABILITY = ("margin", "entropy", "position_calibrated", "random")
+
 # rules that extend the threshold: at most one
 REFINEMENTS = ("low_threshold", "threshold_relaxation", "kl_threshold", "verify_threshold", "exploration_steps")
 
@@ -28,6 +31,13 @@ NEEDS = {
     "span_window": "exploration_steps",
     **dict.fromkeys(REFINEMENTS, "threshold"),
 }
+
+# setting, and the value of another one that it refines
+VALUE_NEEDS = (
+    ("eos_weight", "suppress_eos", "rising"),
+    ("frequency_cap", "remasking", "position_calibrated"),
+    ("position_decay", "remasking", "position_calibrated"),
+)
 
 # settings of a cache -> the caches that have them
 CACHE_SETTINGS = {
@@ -79,7 +89,7 @@ CONFLICTS: dict[tuple[Setting, Setting], str] = {
         '`suppress_eos="confidence"`'
         for rule in SELECTIONS
     },
-    (("suppress_eos", ("rising",)), ("remasking", ("margin", "entropy", "random"))): "the weight is one of "
+    (("suppress_eos", ("rising",)), ("remasking", NO_PROBABILITY)): "the weight is one of "
     'probabilities; use `remasking="low_confidence"`',
     (("suppress_eos", ("rising",)), ("remasking_temperature", None)): "the weight is one of probabilities",
     (("step_schedule", ("bernoulli",)), ("suppress_eos", ("confidence", "rising"))): "positions are revealed in any "
@@ -90,7 +100,7 @@ CONFLICTS: dict[tuple[Setting, Setting], str] = {
     **{
         (
             (name, None),
-            ("remasking", ("margin", "entropy", "random")),
+            ("remasking", NO_PROBABILITY),
         ): 'it compares the probabilities of the proposed tokens; use `remasking="low_confidence"`'
         for name in PROBABILITY_RULES
     },
@@ -141,7 +151,7 @@ def check_combinations(config: Any) -> None:
             )
     if config.rng_compat is not None:
         others = [name for name in NOT_IN_THE_REFERENCE if name in given]
-        others += ["remasking"] * _holds(given, "remasking", ("margin", "entropy"))
+        others += ["remasking"] * _holds(given, "remasking", ("margin", "entropy", "position_calibrated"))
         others += ["suppress_eos"] * _holds(given, "suppress_eos", ("rising",))
         if others:
             raise ValueError(
@@ -163,8 +173,12 @@ def check_complete(config: Any) -> None:
     for name, caches in CACHE_SETTINGS.items():
         if getattr(config, name) is not None and config.kv_cache is None:
             raise ValueError(f"`{name}={getattr(config, name)!r}` is of a cache; set `kv_cache={caches[0]!r}`, too.")
-    if config.eos_weight is not None and config.suppress_eos != "rising":
-        raise ValueError(f'`eos_weight={config.eos_weight}` refines `suppress_eos="rising"`; set that, too.')
+    for name, other, value in VALUE_NEEDS:
+        if getattr(config, name) is not None and getattr(config, other) != value:
+            raise ValueError(
+                f"`{name}={getattr(config, name)}` refines `{other}={value!r}`, but `{other}` "
+                f"is {getattr(config, other)!r}; set that, or leave it out."
+            )
     if config.remask_threshold is not None and all(getattr(config, name) is None for name in SELECTIONS):
         raise ValueError(
             f"`remask_threshold={config.remask_threshold}` opens positions again, and a plan of steps would end "
@@ -185,10 +199,12 @@ __all__ = [
     "CONFLICTS",
     "NEEDS",
     "NOT_IN_THE_REFERENCE",
+    "NO_PROBABILITY",
     "PROBABILITY_RULES",
     "REFINEMENTS",
     "REVISIONS",
     "SELECTIONS",
+    "VALUE_NEEDS",
     "Setting",
     "check_combinations",
     "check_complete",

@@ -22,7 +22,13 @@ Rule = Callable[[dict[int, float], torch.Tensor], list[int]]
 
 @torch.no_grad()
 def naive_decode(
-    model, prompt: list[int], length: int, block_length: int, rule: Rule, score: str = "confidence"
+    model,
+    prompt: list[int],
+    length: int,
+    block_length: int,
+    rule: Rule,
+    score: str = "confidence",
+    frequencies: list[float] | None = None,
 ) -> tuple[list[int], int]:
     """
     Decodes one prompt block by block with a rule, the whole canvas in every step.
@@ -44,11 +50,16 @@ def naive_decode(
             scores = {}
             for position in masked:
                 ordered = sorted(distributions[position].tolist(), reverse=True)
+                probability = distributions[position, tokens[position]].item()
                 scores[position] = {
-                    "confidence": distributions[position, tokens[position]].item(),
+                    "confidence": probability,
                     "margin": ordered[0] - ordered[1],
                     "entropy": -entropy(ordered),
-                }[score]
+                }.get(score)
+                if score == "position_calibrated":
+                    f = frequencies[tokens[position]]
+                    surprise = min(-probability * math.log(f), 2.0) if f else 2.0
+                    scores[position] = math.exp(-0.1 * (position - start)) * surprise
             for position in rule(scores, distributions):
                 canvas[position] = tokens[position]
     return canvas, forwards

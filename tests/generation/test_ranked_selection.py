@@ -3,7 +3,7 @@
 import naive_rules
 import pytest
 import torch
-from tiny_models import peaked_llada
+from tiny_models import peaked_llada, tiny_llada
 
 from llada.generation.canvas import Canvas
 from llada.generation.proposals import Proposal
@@ -114,6 +114,46 @@ def test_whole_answers_of_plain_loops(settings, rule):
         counts.append(forwards)
     # what the rules say matters
     assert 2 < min(counts) < 16
+
+
+def test_positions_calibrated_by_frequencies():
+    frequencies = torch.rand(48) ** 3
+    frequencies[::5] = 0.0
+    differs = False
+    for seed in range(3):
+        model = peaked_llada(seed)
+        prompt = torch.randint(0, 40, (1, 5))
+        expected, forwards = naive_rules.naive_decode(
+            model, prompt[0].tolist(), 16, 8, naive_rules.best(2), "position_calibrated", frequencies.tolist()
+        )
+        settings = {"max_new_tokens": 16, "block_length": 8, "max_denoising_steps": 4, "eos_early_stop": False}
+        settings |= {"confidence_dtype": "float64"}
+        calibrated = {"remasking": "position_calibrated", "position_decay": 0.1, "frequency_cap": 2.0}
+        answer = model.generate(prompt, token_frequencies=frequencies, **calibrated, **settings)[0].tolist()
+        assert (answer, forwards) == (expected, 8)
+        gap = torch.tensor([expected[:5] + [40] * 16])
+        settings.pop("max_new_tokens")
+        assert model.infill(gap, token_frequencies=frequencies, **calibrated, **settings)[0].tolist() == expected
+        settings["max_new_tokens"] = 16
+        differs |= model.generate(prompt, **settings)[0].tolist() != answer
+    assert differs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"remasking": "position_calibrated"}, "need each other, but `remasking` is 'position_calibrated'"),
+        ({"token_frequencies": torch.ones(48)}, "need each other, but `remasking` is 'low_confidence'"),
+        *(
+            ({"remasking": "position_calibrated", "token_frequencies": wrong}, "one frequency from 0 to 1 for each of")
+            for wrong in (torch.ones(47), torch.full((48,), 2.0))
+        ),
+    ],
+    ids=["none", "unused", "shape", "range"],
+)
+def test_frequencies_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_llada().generate(torch.tensor([[1, 2]]), max_new_tokens=4, **arguments)
 
 
 def test_a_plan_is_a_least_number():

@@ -13,6 +13,7 @@ from llada.generation.validity import (
     REFINEMENTS,
     REVISIONS,
     SELECTIONS,
+    VALUE_NEEDS,
 )
 
 
@@ -81,6 +82,7 @@ def test_the_reference_has_no_other_rules(name):
         ({"step_schedule": "cosine"}, "`step_schedule` must be one of"),
         ({"commit_gaps": 5.0}, "`commit_gaps` must be a list of numbers"),
         ({"commit_gaps": []}, "`commit_gaps` must be a list of numbers"),
+        ({"rng_compat": "llada", "remasking": "position_calibrated"}, "leave out `remasking`"),
         ({"rng_compat": "llada", "remasking": "margin"}, "leave out `remasking`"),
         ({"rng_compat": "llada", "suppress_eos": "rising"}, "leave out `suppress_eos`"),
         ({"vicinity": 4, "kv_cache": "dual"}, "`vicinity=4` is of the caches 'vicinity', and `kv_cache='dual'`"),
@@ -102,7 +104,7 @@ def test_values(settings, message):
         ),
         *(({name: VALUES.get(name, 0.5)}, "is of a cache; set `kv_cache='vicinity'`, too") for name in CACHE_SETTINGS),
         ({"remask_threshold": 0.5}, "a plan of steps would end before they are filled; set one of `threshold`"),
-        ({"eos_weight": 0.5}, 'refines `suppress_eos="rising"`; set that, too'),
+        *(({name: 0.5}, f"refines `{other}='{value}'`, but `{other}` is") for name, other, value in VALUE_NEEDS),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
