@@ -59,6 +59,13 @@ class PublishedCheckpointsMixin(Base):
         # merged experts are no published layout
         self.__dict__["_used_conversions"] = None if any(one.source_patterns == merged for one in used) else used
 
+    def use_published_names(self) -> None:
+        """
+        Makes `save_pretrained` write published names also if the model was loaded from a file with the names in
+        memory, which it would keep otherwise. Gathering the shards of FSDP or DeepSpeed gives such files.
+        """
+        self.__dict__["_used_conversions"] = None
+
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
         """
         As in torch, and published names do as well: trainers resume from what `save_pretrained` wrote by calling this,

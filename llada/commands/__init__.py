@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 
-COMMANDS = ("chat", "demo", "generate", "infill", "sft")
+COMMANDS = ("chat", "demo", "export", "generate", "infill", "sft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
