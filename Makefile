@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quality style clean
+.PHONY: help demo test bench quality style clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## */@/' | awk -F@ '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ demo: $(INSTALLED)  ## train a miniature LLaDA on the CPU and watch it answer (t
 
 test: $(INSTALLED)  ## run all tests (ARGS="tests/test_package.py -x" for some)
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+bench: $(INSTALLED)  ## measure every sampler against a plain loop (half an hour; ARGS="--only 8,192" for less)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 quality: $(INSTALLED)  ## lint, formatting, and the types of the wheel as it installs
 	$(BIN)/ruff check .

@@ -102,7 +102,9 @@ def expand_attention_mask(
                 f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input has batch and length "
                 f"{(batch, num_keys)}; give one row of 0 (padding) and 1 (token) per sequence."
             )
-        if not block_length and cache is None:
+        # for a mask under sdpa, transformers waits for the device to tell whether there is any padding
+        by_parts = block_length or cache is not None or (attention_mask is not None and implementation == "sdpa")
+        if not by_parts:
             return create_bidirectional_mask(config, inputs_embeds, attention_mask)
         return _mask_of_parts(config, attention_mask, inputs_embeds, position_ids, block_length, cache)
 

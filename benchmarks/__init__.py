@@ -1,0 +1,1 @@
+"""How fast sampling is, measured in one run against a plain loop: `python -m benchmarks`."""

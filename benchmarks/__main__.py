@@ -1,0 +1,117 @@
+"""
+Measures every setting of `generate` against a plain loop.
+
+    python -m benchmarks                    trains the model if need be, measures, writes RESULTS.md
+    python -m benchmarks --only 8,192       the workloads whose name holds this
+    python -m benchmarks --accelerator      also one step of an 8B model with random weights, on a GPU
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from transformers import CompileConfig
+from transformers.utils import logging
+
+from llada import LLaDAConfig
+
+from .accelerator import draw_model, measure_steps
+from .decoding import Workload, measure, settings_for
+from .report import as_dict, hardware, table, write
+from .roofline import H200, Device, forward_bound, probe
+from .synthetic_text import draw_texts
+from .trained_model import TRAINED_VOCAB, load
+
+
+WORKLOADS = (
+    Workload(64, 128, 1, TRAINED_VOCAB),
+    Workload(64, 128, 1, TRAINED_VOCAB, stops=True),
+    Workload(64, 64, 4, TRAINED_VOCAB),
+    Workload(512, 64, 1, TRAINED_VOCAB),
+    Workload(64, 64, 1, 126464),
+)
+# what the smoke test runs
+TINY = (Workload(32, 32, 2, TRAINED_VOCAB),)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="where the trained model runs")
+    parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--training-steps", type=int, default=600, help="of the model, the first time")
+    parser.add_argument("--only", default="", help="workloads whose name holds this")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a model of a few weights, in seconds: figures mean nothing"
+    )
+    parser.add_argument("--accelerator", action="store_true", help="also time steps of an 8B model on the GPU")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of trained models")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    logging.disable_progress_bar()
+
+    shape = {"hidden_size": 64, "num_layers": 1} if options.tiny else {}
+    cache = {"cache": options.cache} if options.cache else {}
+    device = torch.device(options.device)
+    limits = probe(device)
+    results = {
+        "command": shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]),
+        "hardware": hardware(),
+        "repetitions": options.repetitions,
+        "device": as_dict(limits),
+        "workloads": [],
+        "steps": [],
+    }
+    for workload in TINY if options.tiny else WORKLOADS:
+        if options.only not in str(workload):
+            continue
+        model = load(options.training_steps, workload.vocab_size, **cache, **shape).to(device)
+        prompt = draw_texts(
+            workload.batch, workload.prompt_length, float(workload.stops), workload.prompt_length, seed=1
+        ).to(device)
+        rows = measure(model, workload, prompt, settings_for(workload), options.repetitions)
+        results["workloads"].append(
+            {
+                "workload": str(workload),
+                "shape": as_dict(workload),
+                "rows": [as_dict(row) | {"roofline": _roofline(model.config, limits, workload, row)} for row in rows],
+            }
+        )
+        print(f"\n{workload}\n\n{table(results['workloads'][-1]['rows'])}", flush=True)
+    if options.accelerator:
+        gpu = torch.device("cpu" if options.tiny else "cuda")
+        config = LLaDAConfig(
+            **({"hidden_size": 64, "n_layers": 1, "n_heads": 1, "mlp_hidden_size": 64} if options.tiny else {})
+        )
+        large = draw_model(config, gpu, torch.float32 if options.tiny else torch.bfloat16)
+        length = {"length": 64, "repetitions": 1} if options.tiny else {}
+        for compile_config in (None, CompileConfig(backend="eager") if options.tiny else CompileConfig()):
+            steps = measure_steps(large, H200, compile_config=compile_config, **length)
+            results["steps"] += [as_dict(step) for step in steps]
+    for path in write(results, options.output):
+        print(f"wrote {path}")
+
+
+def _roofline(config: LLaDAConfig, limits: Device, workload: Workload, row) -> float:
+    """Tokens per second if every forward pass took the least time that the device allows."""
+    computed = row.positions / row.forwards / workload.batch
+    bound = forward_bound(
+        config,
+        limits,
+        workload.batch,
+        round(computed),
+        workload.prompt_length + workload.max_new_tokens,
+        round(row.logit_rows / row.forwards),
+        width=4,
+    )
+    return row.tokens / row.forwards / bound.seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The table, the targets, the JSON and the plot."""
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+COLUMNS = {
+    "setting": ("setting", "{}"),
+    "speedup": ("speed-up", "{:.2f}"),
+    "tokens_per_second": ("tokens/s", "{:.1f}"),
+    "forwards": ("forwards", "{}"),
+    "tokens_per_forward": ("tokens/ forward", "{:.2f}"),
+    "positions": ("positions", "{:,}"),
+    "logit_rows": ("logit rows", "{:,}"),
+    "syncs_per_forward": ("syncs/ forward", "{:.2f}"),
+    "peak_megabytes": ("peak MB", "{:.0f}"),
+    "agreement": ("agree", "{:.0%}"),
+    "in_model": ("in model", "{:.1%}"),
+    "in_backbone": ("in backbone", "{:.1%}"),
+    "over_bare_calls": ("÷ bare calls", "{:.2f}"),
+    "roofline": ("roofline tokens/s", "{:.0f}"),
+}
+
+
+STEP_HEADER = ("| step | ms | bound ms | peak GB | needed GB |", "|---|---|---|---|---|")
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        lines = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "cpu": name,
+        "cores": torch.multiprocessing.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as Markdown."""
+    shown = [name for name in COLUMNS if name in rows[0]]
+    lines = ["| " + " | ".join(COLUMNS[name][0] for name in shown) + " |", "|---" * len(shown) + "|"]
+    for row in rows:
+        cells = ("" if row[name] is None else COLUMNS[name][1].format(row[name]) for name in shown)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def targets(results: dict[str, Any]) -> str:
+    """Every target, what was measured, and whether that meets it, as Markdown."""
+    lines = ["| target | measured | |", "|---|---|---|"]
+
+    def add(target: str, value: float, limit: float, form: str, at_least: bool) -> None:
+        met = value >= limit if at_least else value <= limit
+        missed = f"missed by {abs(value - limit):{form[2:-1]}}" if form.startswith("{:") else "missed"
+        lines.append(f"| {target} | {form.format(value)} | {'met' if met else missed} |")
+
+    for part in results["workloads"]:
+        rows = {row["setting"]: row for row in part["rows"]}
+        shape = part["shape"]
+        if shape["stops"]:
+            continue
+        least = 7.0 if shape["vocab_size"] > 100_000 else 2.0
+        label = part["workload"]
+        add(f"exact decoding, {label}: at least {least:.0f}×", rows["exact"]["speedup"], least, "{:.2f}", True)
+        ours = [row for name, row in rows.items() if not name.startswith("plain loop")]
+        worst = min(ours, key=lambda row: row["in_model"])
+        add(f"every setting in the model, {label}: at least 95 %", worst["in_model"], 0.95, "{:.1%}", True)
+        lines[-1] = lines[-1].replace(" | ", f" (least: {worst['setting']}) | ", 1)
+        dual = rows["threshold, dual cache"]
+        add(
+            f"threshold and dual cache, {label}: at most 1.1× the bare calls",
+            dual["over_bare_calls"],
+            1.1,
+            "{:.2f}",
+            False,
+        )
+    if not results["steps"]:
+        for name in (
+            "32 of 1024 positions: at most 1.3 × 3.24 ms",
+            "1024 of 1024 positions: at most 1.3 × 18.8 ms",
+            "memory at most 1.1 × weights and cache",
+        ):
+            lines.append(f"| LLaDA-8B shape, bf16, one H200, {name} | | not measured: no such GPU at hand |")
+    for step in results["steps"]:
+        bound = step["bound_milliseconds"]
+        add(f"{step['name']}: at most 1.3 × {bound:.2f} ms", step["milliseconds"] / bound, 1.3, "{:.2f}", False)
+        over = step["peak_gigabytes"] / step["needed_gigabytes"]
+        add(f"{step['name']}: memory at most 1.1 × weights and cache", over, 1.1, "{:.2f}", False)
+    return "\n".join(lines)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The whole report."""
+    machine = results["hardware"]
+    parts = [
+        "# Results",
+        "",
+        f"Written by `{results['command']}`. {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
+        f"thread{'s' if machine['threads'] > 1 else ''}, accelerator: {machine['accelerator']}; torch "
+        f"{machine['torch']}, transformers {machine['transformers']}. On a CPU, times are CPU time: other work on the "
+        "machine disturbs them less. Medians of "
+        f"{results['repetitions']} interleaved repetitions. How to read the columns: docs/performance.md.",
+        "",
+        "## Targets",
+        "",
+        targets(results),
+    ]
+    for part in results["workloads"]:
+        parts += ["", f"## {part['workload'][0].upper()}{part['workload'][1:]}", "", table(part["rows"])]
+    if results["steps"]:
+        parts += [
+            "",
+            "## One step on the accelerator",
+            "",
+            "| step | ms | bound ms | peak GB | needed GB |",
+            "|---|---|---|---|---|",
+        ]
+        for step in results["steps"]:
+            parts.append(
+                f"| {step['name']} | {step['milliseconds']:.2f} | {step['bound_milliseconds']:.2f} | "
+                f"{step['peak_gigabytes']:.1f} | {step['needed_gigabytes']:.1f} |"
+            )
+    return "\n".join(parts) + "\n"
+
+
+def write(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes `results.json`, `RESULTS.md` and, where matplotlib is installed, `results.svg`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "results.json", folder / "RESULTS.md"]
+    written[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    written[1].write_text(markdown(results), encoding="utf-8")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return written
+    workloads = results["workloads"]
+    figure = Figure(figsize=(8, 2.2 * len(workloads)), layout="constrained")
+    for axes, part in zip(figure.subplots(len(workloads), 1, squeeze=False)[:, 0], workloads, strict=True):
+        names = [row["setting"] for row in part["rows"]][::-1]
+        axes.barh(names, [row["speedup"] for row in part["rows"]][::-1])
+        axes.set_title(part["workload"], fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("tokens per second, over the plain loop", fontsize=8)
+    written.append(folder / "results.svg")
+    figure.savefig(written[-1])
+    return written
+
+
+def as_dict(row: Any) -> dict[str, Any]:
+    """A dataclass as a dictionary."""
+    return asdict(row)
+
+
+__all__ = ["as_dict", "hardware", "markdown", "table", "targets", "write"]
