@@ -7,6 +7,7 @@ import torch
 from .adaptive_selection import ContextThresholdSelector, EarlyCommitSelector, HierarchicalSelector, StableSelector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
+from .compiled import CompiledModel
 from .configuration_diffusion import DiffusionGenerationConfig
 from .forwards import BlockCausalForward, DualForward, FullForward, PrefixForward
 from .levenshtein import LevenshteinEditing
@@ -81,6 +82,31 @@ def make_forward(
     else:
         plan = {"prefix": PrefixForward, "dual": DualForward}[kind](model, canvas, guidance)
     return plan if config.suffix_window is None else SuffixWindowForward(plan, config.suffix_window)
+
+
+def compile_forward(plan: FullForward, compiled: Callable, block_length: int) -> None:
+    """
+    Makes a plan run on a compiled model.
+
+    Args:
+        plan ([`FullForward`]):
+            The plan.
+        compiled (`Callable`):
+            Its model, compiled.
+        block_length (`int`):
+            Length of the blocks.
+
+    Raises:
+        ValueError: If the plan computes other shapes in every step.
+    """
+    if type(plan) not in (FullForward, PrefixForward, DualForward, BlockCausalForward):
+        raise ValueError(
+            "`compile_config` needs steps of the same shapes, and the positions that "
+            f'{type(plan).__name__} computes change. Use `kv_cache` None, "dual" or "block" without a rule that '
+            "changes what is computed, or leave out `compile_config`."
+        )
+    plan.model = CompiledModel(plan.model, compiled, block_length)
+    plan.keeps_shapes = True
 
 
 def _make_block_causal_forward(
@@ -159,6 +185,7 @@ def _make_threshold(
 ) -> Selector:
     """The rules that use a threshold."""
     threshold = config.threshold
+    assert threshold is not None, "all selections but the threshold have been looked at"
     if config.low_threshold is not None:
         return HierarchicalSelector(threshold, config.low_threshold, floors)
     if config.verify_threshold is not None:
@@ -185,7 +212,6 @@ def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision
     if config.verify_threshold is not None:
         return ShadowVerification(config.verify_threshold)
     if config.editing_threshold is None:
-    assert threshold is not None, "all selections but the threshold have been looked at"
         return Revision()
     if not config.control_token_ids:
         return TokenEditing(config.editing_threshold, config.max_post_steps)
@@ -206,12 +232,6 @@ def make_proposer(
     token_frequencies: torch.Tensor | None = None,
 ) -> Proposer:
     """What turns logits into tokens and scores."""
-    proposer = ReferenceProposer if config.rng_compat == "llada" else Proposer
-    text_follows = bool((canvas.has_suffix & canvas.masked).any())
-    return proposer(config, processors, vocab_size, text_follows, token_frequencies)
-
-
-__all__ = ["make_forward", "make_proposer", "make_revision", "make_selector"]
     if (token_frequencies is None) == (config.remasking == "position_calibrated"):
         raise ValueError(
             f'`remasking="position_calibrated"` and `token_frequencies` need each other, but `remasking` is '
@@ -225,3 +245,9 @@ __all__ = ["make_forward", "make_proposer", "make_revision", "make_selector"]
                 "tokens of the vocabulary."
             )
         token_frequencies = token_frequencies.to(canvas.tokens.device)
+    proposer = ReferenceProposer if config.rng_compat == "llada" else Proposer
+    text_follows = bool((canvas.has_suffix & canvas.masked).any())
+    return proposer(config, processors, vocab_size, text_follows, token_frequencies)
+
+
+__all__ = ["compile_forward", "make_forward", "make_proposer", "make_revision", "make_selector"]

@@ -28,6 +28,9 @@ class FullForward:
             not computed: the model would not see it.
 
     Attributes:
+        keeps_shapes (`bool`):
+            Whether rows that are done stay in the batch, and the canvas is computed to its end, so that the steps of a
+            block have the same shapes.
         num_forwards (`int`):
             Number of forward passes so far.
         row_forwards (`dict[int, int]`):
@@ -38,12 +41,13 @@ class FullForward:
         self.model = model
         self.guidance = guidance
         self.block_length = block_length
+        self.keeps_shapes = False
         self.num_forwards = 0
         self.row_forwards: dict[int, int] = {}
 
     def begin(self, canvas: Canvas, block: Block) -> None:
         """Called before the first step of a block."""
-        self.end = block.end if self.block_length else canvas.tokens.shape[1]
+        self.end = block.end if self.block_length and not self.keeps_shapes else canvas.tokens.shape[1]
 
     def count(self, canvas: Canvas, wanted: torch.Tensor) -> list[int]:
         """The number of wanted positions in each row: what a step waits for the device to tell, once."""
@@ -62,7 +66,7 @@ class FullForward:
         Returns:
             `torch.FloatTensor` of shape `(positions, vocab_size)`: The logits, row by row.
         """
-        rows = [row for row, count in enumerate(counts) if count]
+        rows = [row for row, count in enumerate(counts) if count or self.keeps_shapes]
         extra: dict = {}
         if self.block_length or canvas.places is not None:
             extra["position_ids"] = _take(canvas.position_ids, rows, self.guidance)[:, : self.end]
@@ -135,7 +139,7 @@ class CachedForward(FullForward):
     def begin(self, canvas: Canvas, block: Block) -> None:
         super().begin(canvas, block)
         self.block, self.is_first_step = block, True
-        if self.drops_rows:
+        if self.drops_rows and not self.keeps_shapes:
             self.drop_rows(canvas)
 
     def drop_rows(self, canvas: Canvas) -> None:
