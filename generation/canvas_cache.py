@@ -29,7 +29,12 @@ class CanvasCache:
         self.tokens = position_ids[:, :0]
 
     def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, cache_position: torch.Tensor
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer_idx: int,
+        cache_position: torch.Tensor,
+        inexact: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Writes the keys and values of a layer and gives all that are visible.
@@ -41,6 +46,8 @@ class CanvasCache:
                 The layer.
             cache_position (`torch.LongTensor` of shape `(computed,)`):
                 Where in the canvas.
+            inexact (`torch.BoolTensor` of shape `(batch, computed)`, *optional*):
+                What keeps the keys and values it had, although it was computed.
 
         Returns:
             `tuple` of keys and values, each of shape `(batch, heads, visible, head_dim)`.
@@ -52,6 +59,8 @@ class CanvasCache:
             self.keys.append(key.new_zeros(shape))
             self.values.append(value.new_zeros(shape))
         for buffer, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+            if inexact is not None:
+                new = torch.where(inexact[:, None, :, None], buffer[:, :, cache_position], new)
             buffer.index_copy_(2, cache_position, new)
         return self.keys[layer_idx][:, :, : self.visible], self.values[layer_idx][:, :, : self.visible]
 

@@ -37,7 +37,7 @@ from .experts import LLaDAExperts
 from .model_card import replace_placeholder_card
 from .published_checkpoints import PublishedCheckpointsMixin
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
-from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_routing_blocks
+from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_cut_block, find_routing_blocks
 
 
 class LLaDARMSNorm(nn.Module):
@@ -172,6 +172,7 @@ class LLaDAAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: CanvasCache | None = None,
         cache_position: torch.Tensor | None = None,
+        inexact: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
@@ -182,7 +183,7 @@ class LLaDAAttention(nn.Module):
         query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
 
         if past_key_values is not None and cache_position is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx, cache_position)
+            key, value = past_key_values.update(key, value, self.layer_idx, cache_position, inexact)
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
@@ -395,10 +396,17 @@ class LLaDAModel(LLaDAPreTrainedModel):
             self.config, attention_mask, inputs_embeds, position_ids, block_length, past_key_values
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-        routing_blocks = None
+        routing_blocks = inexact = None
         if self.config.expert_capacity and self.config.block_size:
+            if block_length and block_length % self.config.block_size:
+                raise ValueError(
+                    f"`block_length={block_length}` is not a multiple of {self.config.block_size}, the length of the "
+                    "blocks whose tokens share experts (`config.block_size`): tokens would depend on later blocks."
+                )
             is_token = find_tokens(attention_mask, cache_position)
             routing_blocks = find_routing_blocks(position_ids, is_token, batch, self.config.block_size)
+            if past_key_values is not None:
+                inexact = find_cut_block(position_ids, self.config.block_size)
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(
@@ -408,6 +416,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 routing_blocks=routing_blocks,
                 past_key_values=past_key_values,
                 cache_position=cache_position,
+                inexact=inexact,
                 **kwargs,
             )
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))

@@ -58,6 +58,24 @@ def find_routing_blocks(
     return RoutingBlocks(index, torch.ones_like(index, dtype=torch.bool) if is_token is None else is_token)
 
 
+def find_cut_block(position_ids: torch.Tensor, block_size: int) -> torch.Tensor:
+    """
+    The tokens of a part of a text that begins inside a block, up to the end of that block. Their pool lacks what the
+    tokens before them would have voted for, so that what is computed for them is not what the whole text gives.
+
+    Args:
+        position_ids (`torch.LongTensor` of shape `(batch or 1, length)`):
+            The positions of the part.
+        block_size (`int`):
+            Length of a block.
+
+    Returns:
+        `torch.BoolTensor` of the same shape.
+    """
+    first = position_ids[:, :1]
+    return (position_ids // block_size == first // block_size) & (first % block_size != 0)
+
+
 class TopKRouter(nn.Module):
     """
     Base class of routers that choose a fixed number of experts for every token.
@@ -162,4 +180,12 @@ class SigmoidRouter(TopKRouter):
 ROUTERS: dict[str, type[TopKRouter]] = {"sigmoid": SigmoidRouter, "softmax": SoftmaxRouter}
 
 
-__all__ = ["ROUTERS", "RoutingBlocks", "SigmoidRouter", "SoftmaxRouter", "TopKRouter", "find_routing_blocks"]
+__all__ = [
+    "ROUTERS",
+    "RoutingBlocks",
+    "SigmoidRouter",
+    "SoftmaxRouter",
+    "TopKRouter",
+    "find_cut_block",
+    "find_routing_blocks",
+]

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tiny_models import tiny_llada2_moe, tiny_llada_moe
 
 from llada import LLaDA2MoeConfig, LLaDAMoEConfig
+from llada.generation import preset
+from llada.generation.canvas_cache import CanvasCache
 from llada.modeling_llada.routers import ROUTERS, SigmoidRouter, SoftmaxRouter, TopKRouter, find_routing_blocks
 
 
@@ -257,6 +259,54 @@ class TestBlockRouting:
         torch.testing.assert_close(model(padded, **arguments).logits[:, tokens], alone, rtol=0, atol=1e-5)
         # and without, experts or positions are others
         assert (model(padded).logits[:, tokens] - alone).abs().max() > 1e-3
+
+    def test_attention_blocks_hold_whole_routing_blocks(self):
+        model = tiny_llada2_moe(expert_capacity=4, block_size=4)
+        ids = torch.randint(0, 40, (2, 10))
+        for length in (0, 4, 8):
+            assert model(ids, block_length=length).logits.isfinite().all()
+        for length in (2, 6):
+            with pytest.raises(
+                ValueError, match=rf"`block_length={length}` is not a multiple of 4, the length of the"
+            ):
+                model(ids, block_length=length)
+        # without a pool there is nothing to fit
+        assert tiny_llada2_moe()(ids, block_length=6).logits.isfinite().all()
+
+    def test_a_cached_part_may_begin_inside_a_block(self):
+        """As in a batch with padding on the left: what the part lacks the votes for is not stored."""
+        model = tiny_llada2_moe(expert_capacity=3, block_size=4, num_hidden_layers=3)
+        ids = torch.randint(0, 40, (2, 20))
+        mask = (torch.arange(20) >= torch.tensor([[0], [3]])).long()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        expected = model(ids, attention_mask=mask, position_ids=positions).logits
+        cache = CanvasCache(positions)
+        model(ids, attention_mask=mask, past_key_values=cache, cache_position=torch.arange(20))
+        # at position 8 of the first row, and 5 of the second, whose next block begins at place 11
+        for _ in range(2):
+            part = torch.arange(8, 20)
+            arguments = {"attention_mask": mask, "past_key_values": cache, "cache_position": part}
+            logits = model(ids[:, 8:], **arguments).logits
+            torch.testing.assert_close(logits[0], expected[0, 8:], rtol=0, atol=1e-5)
+            torch.testing.assert_close(logits[1, 3:], expected[1, 11:], rtol=0, atol=1e-5)
+        assert (logits[1, :3] - expected[1, 8:11]).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("block_length", [4, 8])
+    def test_generation_with_a_cache(self, block_length):
+        prompt = torch.randint(0, 40, (3, 13))
+        mask = (torch.arange(13) >= torch.tensor([[0], [5], [9]])).long()
+        settings = {"max_new_tokens": 20, "block_length": block_length, "mask_token_id": 40, "eos_token_id": 42}
+        for seed in range(4):
+            torch.manual_seed(seed)
+            model = tiny_llada2_moe(expert_capacity=4, block_size=4, num_hidden_layers=3, num_experts=16)
+            config = preset("llada2", **settings)
+            cached, recomputed = (
+                model.generate(prompt, config, attention_mask=mask, kv_cache=kind) for kind in ("block", None)
+            )
+            assert torch.equal(cached, recomputed)
+            for row, padding in enumerate((0, 5, 9)):
+                alone = model.generate(prompt[row : row + 1, padding:], config)[0]
+                assert torch.equal(alone, cached[row, padding : padding + len(alone)])
 
     def test_a_second_implementation_gives_the_same_logits(self, tmp_path):
         model = tiny_llada2_moe(num_hidden_layers=3, expert_capacity=4, block_size=4)
