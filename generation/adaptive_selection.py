@@ -76,6 +76,8 @@ class ContextThresholdSelector(ThresholdSelector):
         if self.suffix_window is not None:
             positions = torch.arange(scores.shape[1], device=scores.device)
             suffix = suffix & ((positions < block.end + self.suffix_window) | (positions == scores.shape[1] - 1))
+        if canvas.attention_mask is not None:
+            suffix = suffix & canvas.attention_mask.bool()
         left = (canvas.masked & suffix).sum(1, keepdim=True) / suffix.sum(1, keepdim=True)
         relaxation = self.relaxation if self.step else 0.0
         threshold = self.threshold * (1 - relaxation * (1 - left.to(scores.dtype)))

@@ -21,6 +21,7 @@ PROBABILITIES = (
     "editing_threshold",
     "eos_weight",
     "frechet_margin",
+    "length_threshold",
     "low_threshold",
     "remask_threshold",
     "span_threshold",
@@ -44,7 +45,10 @@ COUNTS = {
     "block_length": 1,
     "cache_warmup": 1,
     "exploration_steps": 1,
+    "initial_length": 1,
     "kl_history": 1,
+    "length_step": 1,
+    "length_window": 1,
     "max_denoising_steps": 1,
     "max_new_tokens": 1,
     "max_post_steps": 0,
@@ -74,6 +78,9 @@ RULE_DEFAULTS = {
     "eos_weight": 0.4,
     "frequency_cap": 10.0,
     "kl_history": 2,
+    "length_step": 8,
+    "length_threshold": 0.5,
+    "length_window": 32,
     "position_decay": 0.25,
     "refresh_interval": {"delayed": 8},
     "span_deviation": 1.0,
@@ -130,6 +137,16 @@ class DiffusionGenerationConfig(GenerationConfig):
     Args:
         max_new_tokens (`int`, *optional*, defaults to 128):
             Number of masks put after the prompt.
+        initial_length (`int`, *optional*):
+            Number of masks to begin with. More are added until the model is sure that the text ends within them, but
+            not more than `max_new_tokens` in all (DAEDAL, arXiv 2508.00819, which begins with 64).
+        length_step (`int`, *optional*, defaults to 8):
+            How many masks are added at once.
+        length_threshold (`float`, *optional*, defaults to 0.5):
+            How sure that is: the mean probability of an end of text at the last `length_window` positions where it is
+            the likeliest token.
+        length_window (`int`, *optional*, defaults to 32):
+            How many positions these are. Missing ones count as 0.
         block_length (`int`, *optional*, defaults to 32):
             Blocks of this many tokens are finished one after the other (semi-autoregressive remasking). A value of at
             least `max_new_tokens` gives the pure diffusion of the paper, one block.
@@ -287,6 +304,10 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
         self.steps: int | None = kwargs.pop("steps", None)
         self.remasking: str | None = kwargs.pop("remasking", None)
+        self.initial_length: int | None = kwargs.pop("initial_length", None)
+        self.length_step: int | None = kwargs.pop("length_step", None)
+        self.length_threshold: float | None = kwargs.pop("length_threshold", None)
+        self.length_window: int | None = kwargs.pop("length_window", None)
         self.threshold: float | None = kwargs.pop("threshold", None)
         self.factor: float | None = kwargs.pop("factor", None)
         self.factor_compat: str | None = kwargs.pop("factor_compat", None)

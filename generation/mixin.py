@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
+from .answer_length import settle_length
 from .assembly import make_forward, make_proposer, make_revision, make_selector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
@@ -102,7 +103,8 @@ class LLaDAGenerationMixin(GenerationMixin):
                 `generation_config`.
 
         Returns:
-            `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + max_new_tokens)`, or
+            `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + max_new_tokens)`, shorter with
+            `initial_length` if no answer takes as much, or
             [`DiffusionGenerateOutput`] with `return_dict_in_generate=True`.
 
         Raises:
@@ -136,7 +138,17 @@ class LLaDAGenerationMixin(GenerationMixin):
                     "`max_new_tokens`."
                 )
         multiple_of = (config.block_length or 1) if self.config.block_causal else 1
-        canvas = Canvas.after_prompt(prompt, num_new_tokens, config.mask_token_id, attention_mask, multiple_of)
+        probe = None
+        if config.initial_length is None:
+            canvas = Canvas.after_prompt(prompt, num_new_tokens, config.mask_token_id, attention_mask, multiple_of)
+        else:
+            if self.config.block_causal or not config.eos_token_ids:
+                raise ValueError(
+                    f"`initial_length={config.initial_length}` asks the model where its text ends, which needs full "
+                    "attention and `eos_token_id`. Leave it out: blocks after the end are not computed anyway."
+                )
+            canvas, probe = settle_length(config, self, prompt, attention_mask, num_new_tokens)
+            num_new_tokens = canvas.tokens.shape[1] - prompt.shape[1]
         return self._denoise(
             canvas,
             config,
@@ -148,6 +160,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             given.get("past_key_values"),
             given.get("token_frequencies"),
         )
+            probe,
 
     @torch.no_grad()
     def infill(
@@ -338,6 +351,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         past_key_values: CanvasCache | None = None,
         token_frequencies: torch.Tensor | None = None,
     ) -> torch.LongTensor | DiffusionGenerateOutput:
+        probe: FullForward | None = None,
         length = int((canvas.ends - canvas.padding).max())
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -356,6 +370,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         selector = make_selector(config, region, block_causal)
         revision = make_revision(config, canvas)
         forward = make_forward(config, self, canvas, region, block_causal, selector, past_key_values)
+        if probe is not None:
+            forward.num_forwards, forward.row_forwards = probe.num_forwards, probe.row_forwards
 
         fill = config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
         listeners: list[Listener] = []

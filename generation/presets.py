@@ -122,6 +122,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "credit_decay": 0.8,
         "kv_cache": "dual",
     },
+    # DAEDAL on LLaDA, its initial length adjustment
+    "daedal": {
+        "max_new_tokens": 2048,
+        "initial_length": 64,
+        "length_step": 8,
+        "length_threshold": 0.5,
+        "length_window": 32,
+        "block_length": 32,
+        "do_sample": False,
+        "threshold": 0.9,
+    },
     # Streaming-dLLM on LLaDA-1.5
     "streaming": {
         "max_new_tokens": 512,
@@ -149,6 +160,7 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     | `"wino"` | WINO, drafts that are verified and taken back (arXiv 2507.18578) |
     | `"slowfast"` | SlowFast sampling (arXiv 2506.10848) |
     | `"hierarchical"`, `"credit"` | two rules of dInfer on its dual cache (arXiv 2510.08666, 2510.06133) |
+    | `"daedal"` | threshold, on as many masks as the answer takes (arXiv 2508.00819, first stage) |
     | `"streaming"` | Streaming-dLLM: prefix cache, suffix window, falling threshold (arXiv 2601.17917) |
     | `"llada2"` | blocks, threshold and exact cache of LLaDA2.0 (arXiv 2512.15745) |
     | `"llada2.1-quality"`, `"llada2.1-speed"` | the same with token editing, two settings (arXiv 2602.08676) |

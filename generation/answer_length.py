@@ -1,0 +1,102 @@
+"""How long an answer is to be, asked of the model before it is filled."""
+
+from collections.abc import Callable
+
+import torch
+
+from .canvas import Canvas
+from .configuration_diffusion import DiffusionGenerationConfig
+from .forwards import FullForward
+
+
+def end_confidence(logits: torch.Tensor, eos_token_ids: list[int], window: int) -> torch.Tensor:
+    """
+    How sure a model is that a text ends within its masks: the probabilities of an end of text at the last `window`
+    positions where it is the likeliest token, summed and divided by `window` (DAEDAL, arXiv 2508.00819).
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(rows, masks, vocab_size)`):
+            Logits of the masks.
+        eos_token_ids (`list[int]`):
+            Ids that end the text.
+        window (`int`):
+            How many positions count.
+
+    Returns:
+        `torch.FloatTensor` of shape `(rows,)`.
+    """
+    probability, token = logits.float().softmax(-1).max(-1)
+    is_end = torch.isin(token, torch.tensor(eos_token_ids, device=token.device))
+    # counted from the right
+    number = is_end.flip(1).cumsum(1).flip(1)
+    return probability.masked_fill(~is_end | (number > window), 0.0).sum(1) / window
+
+
+def settle_length(
+    config: DiffusionGenerationConfig,
+    model: Callable,
+    prompt: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    longest: int,
+) -> tuple[Canvas, FullForward]:
+    """
+    Puts `initial_length` masks after every prompt, and more until the model is sure that the text ends within them
+    (DAEDAL, arXiv 2508.00819, initial length adjustment).
+
+    Args:
+        config ([`DiffusionGenerationConfig`]):
+            The settings.
+        model (`Callable`):
+            As in [`~llada.generation.forwards.FullForward`].
+        prompt (`torch.LongTensor` of shape `(batch, prompt_length)`):
+            The prompts.
+        attention_mask (`torch.Tensor` of shape `(batch, prompt_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        longest (`int`):
+            Number of masks not to be exceeded.
+
+    Returns:
+        `tuple`: The canvas, in which shorter rows end with padding, and the plan that counted the forward passes.
+    """
+    step, window = config.rule_setting("length_step"), config.rule_setting("length_window")
+    threshold = config.rule_setting("length_threshold")
+    forward = FullForward(model)
+    lengths = [min(config.initial_length, longest)] * len(prompt)
+    growing, length = list(range(len(prompt))), lengths[0]
+    while growing and length < longest:
+        canvas = Canvas.after_prompt(prompt, length, config.mask_token_id, attention_mask)
+        forward.end = canvas.tokens.shape[1]
+        rows = torch.zeros_like(canvas.finished)
+        rows[growing] = True
+        counts = [length * (row in growing) for row in range(len(prompt))]
+        logits = forward(canvas, canvas.masked & rows.unsqueeze(1), counts).view(len(growing), length, -1)
+        is_short = (end_confidence(logits, config.eos_token_ids, window) < threshold).tolist()
+        growing = [row for row, short in zip(growing, is_short, strict=True) if short]
+        length = min(length + step, longest)
+        for row in growing:
+            lengths[row] = length
+    return _lay_out(config, prompt, attention_mask, lengths), forward
+
+
+def _lay_out(
+    config: DiffusionGenerationConfig, prompt: torch.Tensor, attention_mask: torch.Tensor | None, lengths: list[int]
+) -> Canvas:
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return Canvas.after_prompt(prompt, longest, config.mask_token_id, attention_mask)
+    ends = torch.tensor(lengths, device=prompt.device).unsqueeze(1)
+    beyond = torch.arange(longest, device=prompt.device) >= ends
+    fill = config.pad_token_id if config.pad_token_id is not None else config.eos_token_ids[0]
+    masks = torch.full_like(beyond, config.mask_token_id, dtype=prompt.dtype).masked_fill(beyond, fill)
+    attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
+    canvas = Canvas(
+        torch.cat([prompt, masks], dim=1),
+        torch.cat([torch.ones_like(prompt, dtype=torch.bool), beyond], dim=1),
+        config.mask_token_id,
+        torch.cat([attention_mask, (~beyond).to(attention_mask.dtype)], dim=1),
+    )
+    canvas.ends = prompt.shape[1] + ends.squeeze(1)
+    return canvas
+
+
+__all__ = ["end_confidence", "settle_length"]
