@@ -280,6 +280,10 @@ class DiffusionGenerationConfig(GenerationConfig):
         output_trace (`bool`, *optional*):
             Whether the output holds a [`~llada.generation.trace.Trace`] of every step. Implies
             `return_dict_in_generate`.
+        compile_config ([`~transformers.CompileConfig`], *optional*):
+            Compiles the forward passes with these settings, unless `disable_compile=True`. The first call takes
+            minutes on a large model; rows that are done stay in the batch. For `kv_cache` None, `"dual"` and
+            `"block"`; with `"prefix"` the shapes change with every block.
         kwargs (`dict[str, Any]`, *optional*):
             Fields of [`~transformers.GenerationConfig`]: `top_k`, `top_p`, `repetition_penalty`, `stop_strings`,
             `num_return_sequences`, `bad_words_ids`, ...
@@ -300,20 +304,20 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         read_temperature(kwargs)
-        self.block_length: int | None = kwargs.pop("block_length", None)
-        self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
-        self.steps: int | None = kwargs.pop("steps", None)
-        self.remasking: str | None = kwargs.pop("remasking", None)
         self.initial_length: int | None = kwargs.pop("initial_length", None)
         self.length_step: int | None = kwargs.pop("length_step", None)
         self.length_threshold: float | None = kwargs.pop("length_threshold", None)
         self.length_window: int | None = kwargs.pop("length_window", None)
+        self.block_length: int | None = kwargs.pop("block_length", None)
+        self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
+        self.steps: int | None = kwargs.pop("steps", None)
+        self.remasking: str | None = kwargs.pop("remasking", None)
+        self.position_decay: float | None = kwargs.pop("position_decay", None)
+        self.frequency_cap: float | None = kwargs.pop("frequency_cap", None)
         self.threshold: float | None = kwargs.pop("threshold", None)
         self.factor: float | None = kwargs.pop("factor", None)
         self.factor_compat: str | None = kwargs.pop("factor_compat", None)
         self.frechet_margin: float | None = kwargs.pop("frechet_margin", None)
-        self.position_decay: float | None = kwargs.pop("position_decay", None)
-        self.frequency_cap: float | None = kwargs.pop("frequency_cap", None)
         self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
         self.low_threshold: float | None = kwargs.pop("low_threshold", None)
         self.threshold_relaxation: float | None = kwargs.pop("threshold_relaxation", None)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.utils import ModelOutput, logging
 
 from .answer_length import settle_length
-from .assembly import make_forward, make_proposer, make_revision, make_selector
+from .assembly import compile_forward, make_forward, make_proposer, make_revision, make_selector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .configuration_diffusion import EXCLUSIVE, DiffusionGenerationConfig, read_temperature, refuse_unknown
@@ -159,8 +159,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             prompt.shape[1] + num_new_tokens,
             given.get("past_key_values"),
             given.get("token_frequencies"),
-        )
             probe,
+        )
 
     @torch.no_grad()
     def infill(
@@ -350,8 +350,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         num_positions: int,
         past_key_values: CanvasCache | None = None,
         token_frequencies: torch.Tensor | None = None,
-    ) -> torch.LongTensor | DiffusionGenerateOutput:
         probe: FullForward | None = None,
+    ) -> torch.LongTensor | DiffusionGenerateOutput:
         length = int((canvas.ends - canvas.padding).max())
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -370,6 +370,9 @@ class LLaDAGenerationMixin(GenerationMixin):
         selector = make_selector(config, region, block_causal)
         revision = make_revision(config, canvas)
         forward = make_forward(config, self, canvas, region, block_causal, selector, past_key_values)
+        if config.compile_config is not None and not config.disable_compile:
+            compile_forward(forward, self.get_compiled_call(config.compile_config), region.block_length)
+
         if probe is not None:
             forward.num_forwards, forward.row_forwards = probe.num_forwards, probe.row_forwards
 
@@ -379,7 +382,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             listeners.append(EndOfTextStopper(config.eos_token_ids, fill, canvas.tokens.device, revision.revises))
         if criteria := stopping_criteria_of(config, stopping_criteria, tokenizer):
             listeners.append(CriteriaStopper(canvas, criteria, fill))
-        recorder = TraceRecorder(canvas, config.to_diff_dict()) if config.output_trace else None
+        settings = {name: value for name, value in config.to_diff_dict().items() if name != "compile_config"}
+        recorder = TraceRecorder(canvas, settings) if config.output_trace else None
         feed = StreamFeed(streamer, canvas, revision.revises) if streamer is not None else None
         listeners += [listener for listener in (recorder, feed) if listener is not None]
 
