@@ -275,7 +275,7 @@ class TestBlockRouting:
 
     def test_a_cached_part_may_begin_inside_a_block(self):
         """As in a batch with padding on the left: what the part lacks the votes for is not stored."""
-        model = tiny_llada2_moe(expert_capacity=3, block_size=4, num_hidden_layers=3)
+        model = tiny_llada2_moe(expert_capacity=3, block_size=4, num_hidden_layers=5, num_experts=16)
         ids = torch.randint(0, 40, (2, 20))
         mask = (torch.arange(20) >= torch.tensor([[0], [3]])).long()
         positions = (mask.cumsum(1) - 1).clamp(min=0)
