@@ -103,13 +103,19 @@ EXCLUSIVE = (
 
 # names of other samplers -> what to write here
 _FOREIGN_NAMES = {
+    "alg": "remasking",
+    "alg_temp": "remasking_temperature",
     "block_size": "block_length",
     "canvas_length": "block_length",
     "confidence_eos_eot_inf": 'suppress_eos="confidence"',
     "gen_length": "max_new_tokens",
+    "initial_gen_length": "initial_length",
+    "k_exploration_steps": "exploration_steps",
     "logits_eos_inf": 'suppress_eos="logits"',
     "mask_id": "mask_token_id",
+    "max_gen_length": "max_new_tokens",
     "num_inference_steps": "max_denoising_steps",
+    "threshold_back": "verify_threshold",
 }
 
 # settings of autoregressive decoding that have no meaning here -> why

@@ -3,10 +3,13 @@
 import re
 
 import pytest
+import torch
+from tiny_models import tiny_llada
 from transformers import GenerationConfig
 
 from llada import DiffusionGenerationConfig, LLaDAConfig
 from llada.generation import preset
+from llada.generation.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,7 @@ from llada.generation import preset
         ({"mask_id": 126336}, "write `mask_token_id`"),
         ({"logits_eos_inf": True}, 'write `suppress_eos="logits"`'),
         ({"confidence_eos_eot_inf": True}, 'write `suppress_eos="confidence"`'),
+        ({"alg_temp": 0.5, "threshold_back": 0.9}, "write `remasking_temperature`.*write `verify_threshold`"),
         ({"stepss": 3}, "write `steps`"),
         ({"zzzz": 3}, "Unknown generation setting: `zzzz`."),
     ],
@@ -114,6 +118,15 @@ class TestPreset:
         config = preset("llada", max_denoising_steps=8, temperature=0.5)
         assert (config.steps, config.max_denoising_steps, config.do_sample) == (None, 8, True)
         assert preset("llada", temperature=0.5, do_sample=False).do_sample is False
+
+    @pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("llada2")])
+    def test_every_one_decodes(self, name):
+        config = preset(name, max_new_tokens=12, block_length=6, **({"steps": 6} if name == "llada" else {}))
+        model = tiny_llada()
+        answer = model.generate(torch.tensor([[1, 2, 3]]), generation_config=config)
+        assert answer.shape[1] <= 15
+        assert not (answer == model.config.mask_token_id).any()
+        assert f'"{name}"' in preset.__doc__
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="no preset 'lada'; choose one of .*'llada'"):

@@ -52,6 +52,7 @@ SELECTIONS = {
     "slowfast": {"threshold": 0.7, "exploration_steps": 2, "span_threshold": 0.6},
     "credit": {"threshold": 0.8, "credit_weight": 0.7},
     "prophet": {"commit_gaps": [3.0, 2.5, 2.0]},
+    "calibrated": {"remasking": "position_calibrated"},
 }
 
 REVISIONS = {"none": {}, "remask": {"remask_threshold": 0.6}, "edit": {"editing_threshold": 0.5, "max_post_steps": 2}}
@@ -158,6 +159,8 @@ def test_properties(models, names):
     arguments = {**settings, "output_trace": True, "pad_token_id": 42}
     if region != "gaps":
         arguments["max_new_tokens"] = 9
+    if selection == "calibrated":
+        arguments["token_frequencies"] = torch.linspace(0, 1, 48)
     alone = []
     for row in rows:
         output = call(row[None], **arguments)
@@ -239,6 +242,8 @@ def test_a_step_waits_once(models, waits, forward, selection, revision):
 
     handles = [models[False].register_forward_pre_hook(enter), models[False].register_forward_hook(leave)]
     settings = combine("whole", forward, selection, revision)
+    if selection == "calibrated":
+        settings = settings | {"token_frequencies": torch.linspace(0, 1, 48)}
     models[False].generate(inputs_of("whole")[2][0][None], max_new_tokens=9, **settings)
     for handle in handles:
         handle.remove()
