@@ -6,58 +6,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from .validity import SELECTIONS, check_combinations
+from .validity import RULE_DEFAULTS, SELECTIONS, check_combinations, check_values
 
-
-REMASKING = ("low_confidence", "margin", "entropy", "position_calibrated", "random")
-FACTOR_COMPAT = (None, "fast_dllm")
-STEP_SCHEDULES = (None, "dream", "bernoulli")
-SUPPRESS_EOS = (None, "logits", "confidence", "rising")
-RNG_COMPAT = (None, "llada")
-KV_CACHE = (None, "prefix", "dual", "vicinity", "delayed", "block")
-CONFIDENCE_DTYPES = (None, "float32", "float64")
-PROBABILITIES = (
-    "credit_decay",
-    "editing_threshold",
-    "eos_weight",
-    "frechet_margin",
-    "length_threshold",
-    "low_threshold",
-    "remask_threshold",
-    "span_threshold",
-    "threshold",
-    "threshold_relaxation",
-    "verify_threshold",
-)
-NOT_NEGATIVE = (
-    "credit_exponent",
-    "credit_weight",
-    "entropy_bound",
-    "factor",
-    "frequency_cap",
-    "kl_threshold",
-    "position_decay",
-    "remasking_temperature",
-    "span_deviation",
-)
-# the least value of what counts something
-COUNTS = {
-    "block_length": 1,
-    "cache_warmup": 1,
-    "exploration_steps": 1,
-    "initial_length": 1,
-    "kl_history": 1,
-    "length_step": 1,
-    "length_window": 1,
-    "max_denoising_steps": 1,
-    "max_new_tokens": 1,
-    "max_post_steps": 0,
-    "refresh_interval": 1,
-    "span_window": 1,
-    "steps": 1,
-    "suffix_window": 0,
-    "vicinity": 0,
-}
 
 # what `generate` runs with where neither the call nor the checkpoint says anything
 DEFAULTS = {
@@ -68,26 +18,6 @@ DEFAULTS = {
     "cfg_scale": 0.0,
     "eos_early_stop": True,
     "max_post_steps": 16,
-}
-
-# what a rule runs with where its finer settings are unset
-RULE_DEFAULTS = {
-    "cache_warmup": {"vicinity": 1, "delayed": 2},
-    "credit_decay": 0.8,
-    "credit_exponent": 0.2,
-    "eos_weight": 0.4,
-    "frequency_cap": 10.0,
-    "kl_history": 2,
-    "length_step": 8,
-    "length_threshold": 0.5,
-    "length_window": 32,
-    "position_decay": 0.25,
-    "refresh_interval": {"delayed": 8},
-    "span_deviation": 1.0,
-    "span_stops_early": False,
-    "span_threshold": 0.3,
-    "span_window": 2,
-    "vicinity": 16,
 }
 
 # the same for models with block-causal attention, after the model card of LLaDA2.0
@@ -457,34 +387,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         Raises:
             ValueError: With the field, its value and what to write instead.
         """
-        for name, least in COUNTS.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                what = "a positive integer" if least else "an integer and not negative"
-                raise ValueError(f"`{name}` must be {what}, but is {value!r}.")
-        gaps = self.commit_gaps
-        if gaps is not None and not (
-            isinstance(gaps, list) and gaps and all(isinstance(gap, (int, float)) for gap in gaps)
-        ):
-            raise ValueError(f"`commit_gaps` must be a list of numbers, e.g. [7.5, 5.0, 2.5], but is {gaps!r}.")
-        choices = {
-            "confidence_dtype": CONFIDENCE_DTYPES,
-            "factor_compat": FACTOR_COMPAT,
-            "kv_cache": KV_CACHE,
-            "remasking": (None, *REMASKING),
-            "rng_compat": RNG_COMPAT,
-            "step_schedule": STEP_SCHEDULES,
-            "suppress_eos": SUPPRESS_EOS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, but is {getattr(self, name)!r}.")
-        for name in PROBABILITIES:
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a probability, from 0 to 1, but is {getattr(self, name)}.")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, but is {getattr(self, name)}.")
+        check_values(self)
         for pair in EXCLUSIVE:
             both = {name: getattr(self, name) for name in pair if getattr(self, name) is not None}
             # of the two lengths transformers lets `max_new_tokens` win
@@ -557,7 +460,6 @@ __all__ = [
     "BLOCK_CAUSAL_DEFAULTS",
     "DEFAULTS",
     "EXCLUSIVE",
-    "RULE_DEFAULTS",
     "DiffusionGenerationConfig",
     "read_temperature",
     "refuse_unknown",

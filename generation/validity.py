@@ -1,7 +1,80 @@
-"""Which settings of a generation config can work together."""
+"""Which values the settings of a generation config may have, and which of them can work together."""
 
 from typing import Any
 
+
+# what each setting may be: one of these, ...
+REMASKING = ("low_confidence", "margin", "entropy", "position_calibrated", "random")
+FACTOR_COMPAT = (None, "fast_dllm")
+STEP_SCHEDULES = (None, "dream", "bernoulli")
+SUPPRESS_EOS = (None, "logits", "confidence", "rising")
+RNG_COMPAT = (None, "llada")
+KV_CACHE = (None, "prefix", "dual", "vicinity", "delayed", "block")
+CONFIDENCE_DTYPES = (None, "float32", "float64")
+# ... from 0 to 1, ...
+PROBABILITIES = (
+    "credit_decay",
+    "editing_threshold",
+    "eos_weight",
+    "frechet_margin",
+    "length_threshold",
+    "low_threshold",
+    "remask_threshold",
+    "span_threshold",
+    "threshold",
+    "threshold_relaxation",
+    "verify_threshold",
+)
+# ... at least 0, ...
+NOT_NEGATIVE = (
+    "credit_exponent",
+    "credit_weight",
+    "entropy_bound",
+    "factor",
+    "frequency_cap",
+    "kl_threshold",
+    "position_decay",
+    "remasking_temperature",
+    "span_deviation",
+)
+# ... an integer, at least this
+COUNTS = {
+    "block_length": 1,
+    "cache_warmup": 1,
+    "exploration_steps": 1,
+    "initial_length": 1,
+    "kl_history": 1,
+    "length_step": 1,
+    "length_window": 1,
+    "max_denoising_steps": 1,
+    "max_new_tokens": 1,
+    "max_post_steps": 0,
+    "refresh_interval": 1,
+    "span_window": 1,
+    "steps": 1,
+    "suffix_window": 0,
+    "vicinity": 0,
+}
+
+# what a rule runs with where its finer settings are unset
+RULE_DEFAULTS = {
+    "cache_warmup": {"vicinity": 1, "delayed": 2},
+    "credit_decay": 0.8,
+    "credit_exponent": 0.2,
+    "eos_weight": 0.4,
+    "frequency_cap": 10.0,
+    "kl_history": 2,
+    "length_step": 8,
+    "length_threshold": 0.5,
+    "length_window": 32,
+    "position_decay": 0.25,
+    "refresh_interval": {"delayed": 8},
+    "span_deviation": 1.0,
+    "span_stops_early": False,
+    "span_threshold": 0.3,
+    "span_window": 2,
+    "vicinity": 16,
+}
 
 # rules that say how many predictions a step keeps: at most one. Without any, a fixed number per step is kept
 SELECTIONS = ("threshold", "factor", "frechet_margin", "entropy_bound")
@@ -126,6 +199,43 @@ NOT_IN_THE_REFERENCE = (
 )
 
 
+def check_values(config: Any) -> None:
+    """
+    Checks the settings of the decoding rules one by one.
+
+    Raises:
+        ValueError: With the setting, its value and what it may be.
+    """
+    for name, least in COUNTS.items():
+        value = getattr(config, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            what = "a positive integer" if least else "an integer and not negative"
+            raise ValueError(f"`{name}` must be {what}, but is {value!r}.")
+    gaps = config.commit_gaps
+    if gaps is not None and not (
+        isinstance(gaps, list) and gaps and all(isinstance(gap, (int, float)) for gap in gaps)
+    ):
+        raise ValueError(f"`commit_gaps` must be a list of numbers, e.g. [7.5, 5.0, 2.5], but is {gaps!r}.")
+    choices = {
+        "confidence_dtype": CONFIDENCE_DTYPES,
+        "factor_compat": FACTOR_COMPAT,
+        "kv_cache": KV_CACHE,
+        "remasking": (None, *REMASKING),
+        "rng_compat": RNG_COMPAT,
+        "step_schedule": STEP_SCHEDULES,
+        "suppress_eos": SUPPRESS_EOS,
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"`{name}` must be one of {allowed}, but is {getattr(config, name)!r}.")
+    for name in PROBABILITIES:
+        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"`{name}` is a probability, from 0 to 1, but is {getattr(config, name)}.")
+    for name in NOT_NEGATIVE:
+        if getattr(config, name) is not None and not getattr(config, name) >= 0:
+            raise ValueError(f"`{name}` must be at least 0, but is {getattr(config, name)}.")
+
+
 def check_combinations(config: Any) -> None:
     """
     Refuses settings that exclude each other. What a config lacks may still come from the generation config of the
@@ -215,4 +325,5 @@ __all__ = [
     "Setting",
     "check_combinations",
     "check_complete",
+    "check_values",
 ]
