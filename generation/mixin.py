@@ -371,6 +371,12 @@ class LLaDAGenerationMixin(GenerationMixin):
         revision = make_revision(config, canvas)
         forward = make_forward(config, self, canvas, region, block_causal, selector, past_key_values)
         if config.compile_config is not None and not config.disable_compile:
+            places = {str(place) for place in getattr(self, "hf_device_map", {}).values()}
+            if len(places) > 1:
+                raise ValueError(
+                    f"`compile_config` needs the model in one place, and its layers are on {sorted(places)}. Load it "
+                    "with a `device_map` of one device, or leave out `compile_config`."
+                )
             compile_forward(forward, self.get_compiled_call(config.compile_config), region.block_length)
 
         if probe is not None:

@@ -108,6 +108,13 @@ def test_a_trace_is_saved_without_the_compiler(model, tmp_path):
     assert "compile_config" not in output.trace[0].settings
 
 
+def test_a_model_in_several_places_is_refused(monkeypatch):
+    model = tiny_llada(num_hidden_layers=1)
+    monkeypatch.setattr(model, "hf_device_map", {"model": "cpu", "lm_head": "disk"}, raising=False)
+    with pytest.raises(ValueError, match=r"one place, and its layers are on \['cpu', 'disk'\]"):
+        model.generate(torch.tensor([[1, 2]]), max_new_tokens=4, compile_config=CompileConfig(backend="eager"))
+
+
 @pytest.mark.parametrize(
     "settings", [{"kv_cache": "vicinity", "threshold": 0.9}, {"suffix_window": 4}], ids=["vicinity", "suffix window"]
 )
