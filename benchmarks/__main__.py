@@ -30,7 +30,7 @@ WORKLOADS = (
     Workload(64, 128, 1, TRAINED_VOCAB, stops=True),
     Workload(64, 64, 4, TRAINED_VOCAB),
     Workload(512, 64, 1, TRAINED_VOCAB),
-    Workload(64, 64, 1, 126464),
+    Workload(64, 128, 1, 126464),
 )
 # what the smoke test runs
 TINY = (Workload(32, 32, 2, TRAINED_VOCAB),)

@@ -101,6 +101,18 @@ class DispatchCounter(TorchDispatchMode):
         self._bytes -= self._alive.pop(key, 0)
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """CPU time, which other processes do not disturb, or the time of an accelerator that has come to rest."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def wait() -> float:
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return wait
+
+
 class ForwardMeter:
     """
     Watches the forward passes of a model.
@@ -178,4 +190,4 @@ def replay(model: nn.Module, calls: list[dict[str, Any]]) -> None:
         model(**call)
 
 
-__all__ = ["DispatchCounter", "ForwardMeter", "replay"]
+__all__ = ["DispatchCounter", "ForwardMeter", "clock_of", "replay"]

@@ -1,6 +1,5 @@
 """Measures every setting against the plain loop, on the same weights and the same prompts."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from llada import LLaDAModelLM
 from llada.generation import preset
 
-from .counters import DispatchCounter, ForwardMeter, replay
+from .counters import DispatchCounter, ForwardMeter, clock_of, replay
 from .reference_loop import reference_generate
 
 
@@ -110,18 +109,6 @@ def settings_for(workload: Workload, block_length: int = 32) -> dict[str, dict[s
         "threshold, prefix cache": {**fast, "kv_cache": "prefix"},
         "threshold, dual cache": {**fast, "kv_cache": "dual"},
     }
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """CPU time, which other processes do not disturb, or the time of an accelerator that has come to rest."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def wait() -> float:
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    return wait
 
 
 def measure(
@@ -235,4 +222,4 @@ def _lengths(answers: torch.Tensor, eos: int) -> torch.Tensor:
     return torch.where(is_end.any(1), is_end.int().argmax(1) + 1, answers.shape[1])
 
 
-__all__ = ["Row", "Workload", "clock_of", "measure", "settings_for"]
+__all__ = ["Row", "Workload", "measure", "settings_for"]

@@ -1,10 +1,12 @@
 """What a device allows: the time to read the weights, and the time to multiply by them, whichever is longer."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
+
+from .counters import clock_of
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,14 @@ def probe(device: torch.device, dtype: torch.dtype = torch.float32) -> Device:
     big = torch.randn(2**24 if device.type == "cpu" else 2**28, device=device)
     target = torch.empty_like(big)
 
-    def fastest(run) -> float:
+    clock = clock_of(device)
+
+    def fastest(run: Callable[[], torch.Tensor]) -> float:
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = clock()
             run()
-            if device.type != "cpu":
-                torch.accelerator.synchronize()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         return min(times)
 
     products = 2 * size**3 / fastest(lambda: left @ right)
