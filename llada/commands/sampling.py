@@ -49,11 +49,15 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizer
         `tuple`: The model, its tokenizer, and keyword arguments for `generate` and `infill`.
 
     Raises:
-        ValueError: If the checkpoint is no masked diffusion model, or a setting is incomplete.
+        ValueError: If there is no such checkpoint, it is no masked diffusion model, or a setting is incomplete.
     """
     settings = _read_settings(args)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForMaskedLM.from_pretrained(args.model, device_map=args.device_map, dtype="auto").eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        model = AutoModelForMaskedLM.from_pretrained(args.model, device_map=args.device_map, dtype="auto").eval()
+    except OSError as error:
+        # not every message says what was looked for
+        raise ValueError(f"Cannot load {args.model}: {error}") from error
     if not hasattr(model, "infill"):
         raise ValueError(
             f"{args.model} is a `{model.config.model_type}` model, not a masked diffusion model; name a checkpoint of "
