@@ -39,7 +39,8 @@ def draw_model(config: LLaDAConfig, device: torch.device, dtype: torch.dtype) ->
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return LLaDAModelLM(config).eval()
+            # the rotary frequencies are made on the CPU
+            return LLaDAModelLM(config).to(device).eval()
     finally:
         torch.set_default_dtype(default)
 
