@@ -60,11 +60,13 @@ def settle_length(
     """
     step, window = config.rule_setting("length_step"), config.rule_setting("length_window")
     threshold = config.rule_setting("length_threshold")
+    initial, mask_token_id = config.initial_length, config.mask_token_id
+    assert initial is not None and mask_token_id is not None, "generate has looked for both"
     forward = FullForward(model)
-    lengths = [min(config.initial_length, longest)] * len(prompt)
+    lengths = [min(initial, longest)] * len(prompt)
     growing, length = list(range(len(prompt))), lengths[0]
     while growing and length < longest:
-        canvas = Canvas.after_prompt(prompt, length, config.mask_token_id, attention_mask)
+        canvas = Canvas.after_prompt(prompt, length, mask_token_id, attention_mask)
         forward.end = canvas.tokens.shape[1]
         rows = torch.zeros_like(canvas.finished)
         rows[growing] = True
@@ -75,24 +77,24 @@ def settle_length(
         length = min(length + step, longest)
         for row in growing:
             lengths[row] = length
-    return _lay_out(config, prompt, attention_mask, lengths), forward
+    fill = config.pad_token_id if config.pad_token_id is not None else config.eos_token_ids[0]
+    return _lay_out(prompt, attention_mask, lengths, mask_token_id, fill), forward
 
 
 def _lay_out(
-    config: DiffusionGenerationConfig, prompt: torch.Tensor, attention_mask: torch.Tensor | None, lengths: list[int]
+    prompt: torch.Tensor, attention_mask: torch.Tensor | None, lengths: list[int], mask_token_id: int, fill: int
 ) -> Canvas:
     longest = max(lengths)
     if min(lengths) == longest:
-        return Canvas.after_prompt(prompt, longest, config.mask_token_id, attention_mask)
+        return Canvas.after_prompt(prompt, longest, mask_token_id, attention_mask)
     ends = torch.tensor(lengths, device=prompt.device).unsqueeze(1)
     beyond = torch.arange(longest, device=prompt.device) >= ends
-    fill = config.pad_token_id if config.pad_token_id is not None else config.eos_token_ids[0]
-    masks = torch.full_like(beyond, config.mask_token_id, dtype=prompt.dtype).masked_fill(beyond, fill)
+    masks = torch.full_like(beyond, mask_token_id, dtype=prompt.dtype).masked_fill(beyond, fill)
     attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
     canvas = Canvas(
         torch.cat([prompt, masks], dim=1),
         torch.cat([torch.ones_like(prompt, dtype=torch.bool), beyond], dim=1),
-        config.mask_token_id,
+        mask_token_id,
         torch.cat([attention_mask, (~beyond).to(attention_mask.dtype)], dim=1),
     )
     canvas.ends = prompt.shape[1] + ends.squeeze(1)

@@ -214,14 +214,14 @@ def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision
     if config.editing_threshold is None:
         return Revision()
     if not config.control_token_ids:
-        return TokenEditing(config.editing_threshold, config.max_post_steps)
+        return TokenEditing(config.editing_threshold, config.max_post_steps or 0)
     # what follows a block moves with it, so nothing given may follow
     if bool((canvas.has_suffix & canvas.masked).any()):
         raise ValueError(
             "Text was given after a mask, and this model edits by inserting and deleting, which would move it. Pass "
             "`delete_token_id=None, split_token_id=None` to edit without."
         )
-    return LevenshteinEditing(config.editing_threshold, config.max_post_steps, *config.control_token_ids)
+    return LevenshteinEditing(config.editing_threshold, config.max_post_steps or 0, *config.control_token_ids)
 
 
 def make_proposer(

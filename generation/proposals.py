@@ -187,6 +187,7 @@ class Proposer:
             scores = -entropy(logits, self.score_dtype)
         elif self.config.remasking == "position_calibrated":
             offset = (index % canvas.tokens.shape[1] - self.block_start).clamp(min=0)
+            assert self.token_frequencies is not None, "make_proposer asks for them"
             frequency = self.token_frequencies[tokens]
             scores = calibrated(probability, frequency, offset, self.position_decay, self.frequency_cap)
         if self.config.remasking_temperature:
@@ -197,7 +198,7 @@ class Proposer:
             is_end = torch.isin(tokens, self._index(self.config.eos_token_ids, tokens))
             # behind every other: no entropy exceeds the logarithm of the vocabulary size, no other score its cap
             highest = {"entropy": math.log(self.vocab_size), "position_calibrated": self.frequency_cap}
-            behind = highest.get(self.config.remasking, 0.0) + 1.0
+            behind = highest.get(str(self.config.remasking), 0.0) + 1.0
             scores = torch.where(is_end, scores - behind, scores)
         return scores, probability
 

@@ -162,7 +162,7 @@ class QuotaSelector(Selector):
         self.step += 1
         if self.step >= len(self.plan):
             return None
-        eligible = super().eligible(canvas, block)
+        eligible = canvas.masked & block.reached
         taking_part = [quota > 0 for quota in self.plan[self.step]]
         if not all(taking_part):
             eligible &= torch.tensor(taking_part, device=canvas.masked.device).unsqueeze(1)
