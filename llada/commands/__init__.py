@@ -7,6 +7,8 @@ from importlib import import_module
 
 
 COMMANDS = ("chat", "demo", "export", "generate", "infill", "sft")
+# their options are those of dataclasses, which the command reads itself
+_WITH_PARSER = ("sft",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=summary,
             description=f"{summary}\n{details}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            # what it does not know is for the parser of the command
-            add_help=not module.PARSES_REST,
+            add_help=name not in _WITH_PARSER,
         )
         module.add_parser(command)
     args, args.rest = parser.parse_known_args(argv)
-    if args.rest and not modules[args.command].PARSES_REST:
+    if args.rest and args.command not in _WITH_PARSER:
         parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
     try:
         modules[args.command].run(args)

@@ -6,9 +6,6 @@ import sys
 from .sampling import add_sampling_arguments, chat_inputs, load, show
 
 
-PARSES_REST = False
-
-
 def add_parser(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser)
 
@@ -39,4 +36,4 @@ def _read() -> str:
         return ""
 
 
-__all__ = ["PARSES_REST", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

@@ -38,9 +38,6 @@ or in Python:
 """
 
 
-PARSES_REST = False
-
-
 def add_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", default="llada-demo", help="where to save LLaDA (default: llada-demo)")
     parser.add_argument("--num-facts", type=int, default=120, help="number of facts (default: 120)")
@@ -107,4 +104,4 @@ def show_answers(
     model.infill(**inputs, streamer=TerminalStreamer(tokenizer, skip_prompt=False, delay=delay))
 
 
-__all__ = ["PARSES_REST", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

@@ -3,9 +3,6 @@
 import argparse
 
 
-PARSES_REST = False
-
-
 def add_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", choices=["sglang"], help="the engine")
     parser.add_argument("folder", help="folder of a LLaDA2.0, 2.1 or 2.2 checkpoint, with its tokenizer")
@@ -19,4 +16,4 @@ def run(args: argparse.Namespace) -> None:
     print(prepare_sglang(args.folder, preset=args.preset, tp_size=args.tp_size).script())
 
 
-__all__ = ["PARSES_REST", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

@@ -5,9 +5,6 @@ import argparse
 from .sampling import add_sampling_arguments, chat_inputs, load, show
 
 
-PARSES_REST = False
-
-
 def add_parser(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser)
     parser.add_argument("prompt", help="the text")
@@ -24,4 +21,4 @@ def run(args: argparse.Namespace) -> None:
     show(sequences[0, inputs["input_ids"].shape[1] :], tokenizer, settings)
 
 
-__all__ = ["PARSES_REST", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

@@ -6,9 +6,6 @@ import re
 from .sampling import add_sampling_arguments, load, show
 
 
-PARSES_REST = False
-
-
 def add_parser(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser)
     parser.add_argument("text", help='the text, e.g. "___2 is the capital of France."')
@@ -32,4 +29,4 @@ def run(args: argparse.Namespace) -> None:
     show(sequences[0], tokenizer, settings)
 
 
-__all__ = ["PARSES_REST", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

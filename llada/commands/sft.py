@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 
-PARSES_REST = True
 _BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -65,4 +64,4 @@ def load(script: Any, split: str) -> Any:
     return load_dataset(builder, data_files=script.dataset_name, **options)
 
 
-__all__ = ["PARSES_REST", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

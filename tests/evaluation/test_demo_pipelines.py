@@ -30,11 +30,20 @@ def test_text_is_continued(generate) -> None:
     assert generate(f"{fact.name} is ") == [{"generated_text": fact.sentence}]
 
 
-def test_settings_of_the_checkpoint_are_used(generate) -> None:
-    # the pipeline's own would draw 256 tokens at a temperature of 0.7
-    assert generate.generation_config.max_new_tokens == 4
-    assert generate.generation_config.do_sample is False
-    assert generate("Who is ") == generate("Who is ")
+def test_settings_of_the_checkpoint_are_used(generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the pipeline would draw 256 tokens at a temperature of 0.7 if the checkpoint said nothing
+    configs = []
+    merge = type(MODEL)._merge_settings
+
+    def record(self, generation_config, kwargs):
+        configs.append(merge(self, generation_config, kwargs))
+        return configs[-1]
+
+    monkeypatch.setattr(type(MODEL), "_merge_settings", record)
+    generate("Who is ")
+
+    (config,) = configs
+    assert (config.do_sample, config.temperature, config.max_new_tokens, config.block_length) == (False, None, 4, 4)
 
 
 def test_chat_is_answered(generate) -> None:
