@@ -1,6 +1,6 @@
 """The mask predictor: configurations, models, checkpoint layouts, adapters and the forward process."""
 
-from .adapters import LORA_TARGET_MODULES, translate_adapter_config
+from .adapters import LORA_TARGET_MODULES, lora_target_modules, translate_adapter_config
 from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
@@ -15,6 +15,7 @@ from .modeling_llada import (
     LLaDAMoEModel,
     LLaDAMoEModelLM,
 )
+from .router_losses import expert_usage, load_balancing_loss, router_aux_loss, router_z_loss
 
 
 __all__ = [
@@ -31,5 +32,10 @@ __all__ = [
     "LLaDAMoEModelLM",
     "LLaDAModel",
     "LLaDAModelLM",
+    "expert_usage",
+    "load_balancing_loss",
+    "lora_target_modules",
+    "router_aux_loss",
+    "router_z_loss",
     "translate_adapter_config",
 ]
