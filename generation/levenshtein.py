@@ -6,7 +6,6 @@ from .canvas import Canvas
 from .proposals import Proposal
 from .regions import Block
 from .revision import TokenEditing
-from .selection import best
 
 
 # after this many steps a block is filled without further editing, as on the model card

@@ -70,7 +70,8 @@ class TestByHand:
         confidence = [0.9, 0.2, 0.4, 0.3]
         assert step([1, 2, 3, MASK, MASK, MASK], [SPLIT, 11, 12, 13], confidence) == [1, 2, MASK, 3, MASK, 12]
         # without opening, what the threshold says
-        assert step([1, 2, 3, MASK, MASK, MASK], [3, 11, 12, 13], confidence, committed=[4]) == [1, 2, 3, MASK, 12, MASK]
+        after = step([1, 2, 3, MASK, MASK, MASK], [3, 11, 12, 13], confidence, committed=[4])
+        assert after == [1, 2, 3, MASK, 12, MASK]
 
     def test_the_prompt_stays(self):
         assert step([1, 2, 3, 4], [DELETE, DELETE], prompt_length=2)[:2] == [1, 2]

@@ -29,9 +29,7 @@ def model(golden):
 def test_stored_answers(model, golden, case, kv_cache):
     settings = {"max_new_tokens": case["gen_length"], "block_length": case["block_length"], **TOKENS}
     if case["reference"] == "llada2.0":
-        config = preset(
-            "llada2", max_denoising_steps=case["steps_per_block"], threshold=case["threshold"], **settings
-        )
+        config = preset("llada2", max_denoising_steps=case["steps_per_block"], threshold=case["threshold"], **settings)
     else:
         config = preset(
             "llada2.1-quality",
