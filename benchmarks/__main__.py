@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
             }
         )
         print(f"\n{workload}\n\n{table(results['workloads'][-1]['rows'])}", flush=True)
+        # a run takes long: keep what there is
+        write(results, options.output)
     if options.accelerator:
         gpu = torch.device("cpu" if options.tiny else "cuda")
         config = LLaDAConfig(
