@@ -58,9 +58,9 @@ class DiffusionGenerateOutput(ModelOutput):
             With `kv_cache="block"`, to continue the same text in another call.
     """
 
-    sequences: torch.LongTensor
+    sequences: torch.Tensor
     num_forwards: int | None = None
-    tokens_per_forward: torch.FloatTensor | None = None
+    tokens_per_forward: torch.Tensor | None = None
     trace: list[Trace] | None = None
     past_key_values: CanvasCache | None = None
 
@@ -80,7 +80,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList | None = None,
         streamer=None,
         **kwargs: Any,
-    ) -> torch.LongTensor | DiffusionGenerateOutput:
+    ) -> torch.Tensor | DiffusionGenerateOutput:
         """
         Continues prompts: puts masks after them and denoises these, block by block (arXiv 2502.09992, §2.4).
 
@@ -140,7 +140,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         multiple_of = (config.block_length or 1) if self.config.block_causal else 1
         probe = None
         if config.initial_length is None:
-            canvas = Canvas.after_prompt(prompt, num_new_tokens, config.mask_token_id, attention_mask, multiple_of)
+            canvas = Canvas.after_prompt(prompt, num_new_tokens, given["mask_token_id"], attention_mask, multiple_of)
         else:
             if self.config.block_causal or not config.eos_token_ids:
                 raise ValueError(
@@ -171,7 +171,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList | None = None,
         streamer=None,
         **kwargs: Any,
-    ) -> torch.LongTensor | DiffusionGenerateOutput:
+    ) -> torch.Tensor | DiffusionGenerateOutput:
         """
         Fills masks where they stand, with text on either side.
 
@@ -208,7 +208,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                 f"There is no mask token {config.mask_token_id} to fill; put one wherever a token is wanted, or call "
                 "`generate` to continue a prompt."
             )
-        canvas = Canvas(tokens, ~wanted, config.mask_token_id, attention_mask)
+        canvas = Canvas(tokens, ~wanted, given["mask_token_id"], attention_mask)
         return self._denoise(
             canvas,
             config,
@@ -334,6 +334,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                 given["attention_mask"] = None
         if config.mask_token_id is None:
             raise ValueError("The model has no mask token; set `model.config.mask_token_id` or pass `mask_token_id`.")
+        given["mask_token_id"] = config.mask_token_id
         if config.suppress_eos and not config.eos_token_ids:
             raise ValueError(f"`suppress_eos={config.suppress_eos!r}` needs `eos_token_id`.")
         if config.stop_strings and given.get("tokenizer") is None:
@@ -351,7 +352,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         past_key_values: CanvasCache | None = None,
         token_frequencies: torch.Tensor | None = None,
         probe: FullForward | None = None,
-    ) -> torch.LongTensor | DiffusionGenerateOutput:
+    ) -> torch.Tensor | DiffusionGenerateOutput:
         length = int((canvas.ends - canvas.padding).max())
         if length > self.config.max_position_embeddings:
             raise ValueError(

@@ -313,9 +313,9 @@ def _algorithm(
         )
     unset = (None, False)
     fields = DiffusionGenerationConfig.field_names() - vars(GenerationConfig()).keys() - _CARRIED_OVER - _OWN_BUSINESS
-    lost = {name: getattr(given, name) for name in (*sorted(fields), "do_sample")}
+    lost: dict[str, Any] = {name: getattr(given, name) for name in (*sorted(fields), "do_sample")}
     lost = {name: value for name, value in lost.items() if value not in unset and value != DEFAULTS.get(name)}
-    if (lost.get("max_denoising_steps") or 0) >= block_length:
+    if lost.get("max_denoising_steps", 0) >= block_length:
         del lost["max_denoising_steps"]
     if lost:
         names = ", ".join(f"`{name}={value!r}`" for name, value in lost.items())
@@ -323,7 +323,7 @@ def _algorithm(
             f"SGLang has nothing like {names}: it takes the likeliest tokens and keeps those above the threshold."
         )
 
-    settings: dict[str, int | float] = {"threshold": given.threshold, "block_size": block_length}
+    settings: dict[str, Any] = {"threshold": given.threshold, "block_size": block_length}
     if given.editing_threshold is None and not config.expert_capacity:
         return "LowConfidence", settings
     # nothing is surer than 1

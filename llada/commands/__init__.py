@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: import_module(f".{name}", __name__) for name in COMMANDS}
     for name, module in modules.items():
-        summary, _, details = module.__doc__.partition("\n")
+        summary, _, details = str(module.__doc__).partition("\n")
         command = commands.add_parser(
             name,
             help=summary,

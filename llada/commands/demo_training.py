@@ -22,7 +22,7 @@ SIZES = {
     "intermediate_size": 168,
     "rope_theta": 10000.0,
 }
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 128,
     "learning_rate": 3e-3,
     "lr_scheduler_type": "cosine_with_min_lr",
