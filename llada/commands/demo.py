@@ -12,17 +12,21 @@ from ..generation.terminal import TerminalStreamer
 
 
 READING = """\
-Both models read every fact in one direction, and saw questions in both about other facts.
-- "Who is B?" is the reversal curse: the name has to be written after the words that it was
-  always read before.
-- "Which name is B?" lets the causal model choose among all names instead of writing one. If it
-  chooses well, it knows the facts, and cannot write them down backwards.
-- "... is B" is what LLaDA is trained on: useful, impossible for a causal model, and no evidence.
-- "B is ..." was never shown. Reading in any order does not teach it by itself (arXiv 2602.02133).
-- LLaDA learns from the masked words only: it took {steps} steps, the causal model {causal_steps}.
+Both models read every fact in one direction, and saw questions in both about
+other facts.
+- "Who is B?" is the reversal curse: the name has to be written after words
+  that it was always read before.
+- "Which name is B?" lets the causal model choose among all names. If it
+  chooses well, it knows the facts and cannot write them down backwards.
+- "... is B" is what LLaDA is trained on: useful, out of reach for a causal
+  model, and no evidence about the curse.
+- "B is ..." was never shown. Reading in any order does not teach it by itself
+  (arXiv 2602.02133).
+- LLaDA learns from masked words only: it took {steps} steps, the causal model
+  {causal_steps}.
 """
 NEXT = """\
-The model is in {folder}/, what it learned in {folder}/facts.json. What to try next:
+The model is in {folder}, what it learned in {folder}/facts.json. To try next:
 
   llada generate {folder} --chat --delay 0.5 "{question}"
   llada infill {folder} --delay 0.5 "___2 is {description}"
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
     show_answers(model, twin, tokenizer, facts, args.delay)
 
-    print(f'\nRight answers about the {len(facts.held_out)} facts "A is B" that no question was seen about:\n')
+    print(f'\nRight answers about the {len(facts.held_out)} facts "A is B" without questions:\n')
     results = {
         "LLaDA": evaluate_reversal(model, tokenizer, facts),
         "causal": evaluate_reversal(twin, tokenizer, facts),
@@ -90,7 +94,7 @@ def show_answers(
 ) -> None:
     """Asks reversed questions about facts that no question was seen about, and shows LLaDA's answers grow."""
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    print("\nReloaded with AutoModelForMaskedLM.from_pretrained, asked through pipeline(), step by step:")
+    print("\nReloaded with AutoModelForMaskedLM.from_pretrained, asked through pipeline():")
     for fact in facts.held_out[:3]:
         question, name = fact.reverse
         print(f"\n{question}")
