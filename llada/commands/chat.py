@@ -22,8 +22,8 @@ def run(args: argparse.Namespace) -> None:
         try:
             sequences = model.generate(**inputs.to(model.device), **settings)
         except ValueError as error:
-            # a conversation that got too long, which /new ends
-            print(f"llada chat: {error}", file=sys.stderr)
+            # most likely the conversation got too long
+            print(f"llada chat: {error} `/new` starts over.", file=sys.stderr)
             continue
         answer = show(sequences[0, inputs["input_ids"].shape[1] :], tokenizer, settings)
         messages = [*asked, {"role": "assistant", "content": answer}]
