@@ -45,6 +45,7 @@ def test_the_command(tmp_path, capsys):
     ]
     report = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| exact | " in report and "## Targets" in report
+    assert f"cannot be more than {1 / plain['in_backbone']:.2f}× as fast" in report
     assert "| plain loop | 1.00 |" in capsys.readouterr().out
 
 
