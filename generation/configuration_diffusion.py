@@ -348,6 +348,11 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.update(defaults_only=True, **weaker)
         return self
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields that are set and differ from those of a [`~transformers.GenerationConfig`], as they are saved."""
+        fields, values = self.field_names(), super().to_diff_dict()
+        return {name: value for name, value in values.items() if value is not None or name not in fields}
+
     @property
     def guidance(self) -> float:
         """`float`: The strength w of classifier-free guidance, from `cfg_scale` or `guidance_scale`."""

@@ -1,5 +1,6 @@
 """The generation config: its checks, its names, its presets."""
 
+import json
 import re
 
 import pytest
@@ -85,6 +86,14 @@ def test_entries_of_other_programs_survive_a_round_trip(tmp_path):
     assert config.somebody_elses == [1, 2]
     config.save_pretrained(tmp_path)
     assert DiffusionGenerationConfig.from_pretrained(tmp_path).somebody_elses == [1, 2]
+
+
+def test_only_what_is_set_is_saved(tmp_path):
+    config = DiffusionGenerationConfig.from_dict({"steps": 4, "cfg_scale": None, "somebody_elses": None})
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    saved.pop("transformers_version")
+    assert saved == {"steps": 4, "somebody_elses": None}
 
 
 def test_keyword_arguments_of_from_pretrained(tmp_path):
