@@ -109,7 +109,7 @@ def where_the_time_goes(part: dict[str, Any]) -> str:
     plain, exact, dual = rows["plain loop"], rows["exact"], rows["threshold, dual cache"]
     outside = [(1 - row["in_model"]) * row["seconds"] / row["forwards"] * 1e3 for row in (exact, dual)]
     text = (
-        f"The backbone takes {plain['in_backbone']:.0%} of the time of the plain loop, so computing the same positions "
+        f"The backbone takes {plain['in_backbone']:.0%} of the time of the plain loop: computing the same positions "
         f"cannot be more than {1 / plain['in_backbone']:.2f}× as fast"
     )
     if exact["positions"] < plain["positions"]:
