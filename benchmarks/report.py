@@ -1,6 +1,7 @@
 """The table, the targets, the JSON and the plot."""
 
 import json
+import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,7 @@ def hardware() -> dict[str, Any]:
         "cpu": name,
         "cores": torch.multiprocessing.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
         "accelerator": device,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -127,9 +129,9 @@ def markdown(results: dict[str, Any]) -> str:
         "# Results",
         "",
         f"Written by `{results['command']}`. {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
-        f"thread{'s' if machine['threads'] > 1 else ''}, accelerator: {machine['accelerator']}; torch "
-        f"{machine['torch']}, transformers {machine['transformers']}. On a CPU, times are CPU time: other work on the "
-        "machine disturbs them less. Medians of "
+        f"thread{'s' if machine['threads'] > 1 else ''} (load {machine['load']:.1f}), accelerator: "
+        f"{machine['accelerator']}; torch {machine['torch']}, transformers {machine['transformers']}. On a CPU, times "
+        "are CPU time: other work on the machine disturbs them less. Medians of "
         f"{results['repetitions']} interleaved repetitions. How to read the columns: docs/performance.md.",
         "",
         "## Targets",
