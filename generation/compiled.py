@@ -35,14 +35,14 @@ class CompiledModel:
     def __call__(
         self,
         input_ids: torch.Tensor,
-        num_logits_to_keep: int,
+        num_logits_to_keep: list[int],
         past_key_values: CanvasCache | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """Takes and returns what [`~llada.generation.forwards.FullForward`] says of a model."""
-        unit = input_ids.shape[0] * self.block_length
-        rounded = min(-(-num_logits_to_keep // unit) * unit, input_ids.numel())
-        arguments = {"input_ids": input_ids, "num_logits_to_keep": rounded, **kwargs}
+        rows, length = input_ids.shape
+        rounded = min(-(-max(num_logits_to_keep) // self.block_length) * self.block_length, length)
+        arguments = {"input_ids": input_ids, "num_logits_to_keep": [rounded] * rows, **kwargs}
         call = self.compiled
         if past_key_values is not None:
             arguments["past_key_values"] = past_key_values
@@ -56,7 +56,7 @@ class CompiledModel:
         if call is self.compiled:
             torch.compiler.cudagraph_mark_step_begin()
         # the next replay of a graph writes over its result
-        return MaskedLMOutput(logits=call(**arguments).logits[:num_logits_to_keep].clone())
+        return MaskedLMOutput(logits=call(**arguments).logits[: sum(num_logits_to_keep)].clone())
 
 
 __all__ = ["CompiledModel"]

@@ -19,8 +19,8 @@ class FullForward:
 
     Args:
         model (`Callable`):
-            Takes `input_ids`, `attention_mask`, a boolean `logits_to_keep` and the number of its true cells,
-            `num_logits_to_keep`, and returns an output with `logits` of shape `(positions, vocab_size)`.
+            Takes `input_ids`, `attention_mask`, a boolean `logits_to_keep` and the number of true cells in each of its
+            rows, `num_logits_to_keep`, and returns an output with `logits` of shape `(positions, vocab_size)`.
         guidance (`float`, *optional*, defaults to 0.0):
             Strength w of classifier-free guidance.
         block_length (`int`, *optional*):
@@ -99,7 +99,7 @@ class FullForward:
             input_ids=tokens[:, computed],
             attention_mask=attention_mask,
             logits_to_keep=_take(wanted, rows, self.guidance)[:, computed],
-            num_logits_to_keep=sum(counts) * (2 if self.guidance else 1),
+            num_logits_to_keep=[counts[row] for row in rows] * (2 if self.guidance else 1),
             **extra,
         ).logits
         if not self.guidance:

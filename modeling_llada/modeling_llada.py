@@ -6,18 +6,14 @@ families (rope precision and width, norms of queries and keys, dropouts, biases,
 attributes of the configuration, not other classes. Routers and experts have files of their own.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.loss.loss_utils import ForMaskedLMLoss
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -27,6 +23,7 @@ from ..generation.canvas_cache import CanvasCache
 from ..generation.configuration_diffusion import DiffusionGenerationConfig
 from ..generation.mixin import LLaDAGenerationMixin
 from .adapters import PublishedAdaptersMixin
+from .attention import LLaDAAttention, LLaDARMSNorm, LLaDARotaryEmbedding
 from .attention_masks import default_positions, expand_attention_mask, find_tokens
 from .configuration_base import MaskedDiffusionConfig, MixtureOfExpertsConfig
 from .configuration_illada import ILLaDAConfig
@@ -34,169 +31,11 @@ from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
 from .configuration_llada_moe import LLaDAMoEConfig
 from .experts import LLaDAExperts
+from .kept_positions import apply_head, take_positions, take_queries, true_first
 from .model_card import replace_placeholder_card
 from .published_checkpoints import PublishedCheckpointsMixin
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
 from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_cut_block, find_routing_blocks
-
-
-class LLaDARMSNorm(nn.Module):
-    """Root mean square norm, computed in float32 and scaled in the dtype of its input."""
-
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        exact = hidden_states.float()
-        exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * exact.to(hidden_states.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.eps}"
-
-
-class LLaDARotaryEmbedding(nn.Module):
-    """
-    Cosines and sines of the rotary embedding, in float32 if the model rotates in full precision (LLaDA-8B) and in the
-    activation dtype otherwise.
-    """
-
-    inv_freq: torch.Tensor
-
-    def __init__(self, config: MaskedDiffusionConfig):
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
-        self.rope_type = config.rope_parameters["rope_type"]
-        inv_freq, self.attention_scaling = self.compute_rope_parameters()
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
-
-    def compute_rope_parameters(self) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies and scaling for the rope type of the configuration."""
-        init_fn: Callable = self.compute_default_rope_parameters
-        if self.rope_type != "default":
-            init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
-        # real even under `torch.device("meta")`: no checkpoint holds these buffers, so nothing would fill them
-        with torch.device("cpu"):
-            return init_fn(self.config)
-
-    @staticmethod
-    def compute_default_rope_parameters(config: MaskedDiffusionConfig, **kwargs) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies (float32, shape `(rotary_dim / 2,)`) and the scaling of cosines and sines (1)."""
-        dim = config.rotary_dim
-        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
-
-    def _apply(self, fn, recurse=True):
-        # `model.to(torch.bfloat16)` must not round the frequencies: an error of 1e-3 turns far positions by radians
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            if buffer.is_meta:
-                buffer, _ = self.compute_rope_parameters()
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        angles = torch.cat((angles, angles), dim=-1)  # [batch or 1, length, rotary_dim]
-        dtype = torch.float if self.config.rope_full_precision else x.dtype
-        return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
-
-
-def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """
-    Rotates queries or keys, `states` of shape `(batch, heads, length, head_dim)`, half against half. If `cos` is
-    narrower than they are, the first dimensions turn and the others stay. The arithmetic runs in the dtype of `cos`,
-    the result has the dtype of `states`.
-    """
-    turning, staying = states.tensor_split([cos.shape[-1]], dim=-1)
-    exact = turning.to(cos.dtype)
-    first, second = exact.chunk(2, dim=-1)
-    rotated = exact * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
-    rotated = rotated.to(states.dtype)
-    return torch.cat((rotated, staying), dim=-1) if staying.shape[-1] else rotated
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, for `output_attentions`. `attention_mask` is additive."""
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class LLaDAAttention(nn.Module):
-    """Grouped-query attention in which every position sees every other."""
-
-    def __init__(self, config: MaskedDiffusionConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        # read by the attention back-ends: without it they would apply a causal mask
-        self.is_causal = False
-        width, kv_width = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=bool(config.attention_bias))
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=bool(config.attention_bias))
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bool(config.attention_bias))
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=bool(config.attention_bias))
-        self.q_norm = LLaDARMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
-        self.k_norm = LLaDARMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: CanvasCache | None = None,
-        cache_position: torch.Tensor | None = None,
-        inexact: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch_and_length = hidden_states.shape[:-1]
-        by_head = (*batch_and_length, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)
-        query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
-
-        if past_key_values is not None and cache_position is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx, cache_position, inexact)
-
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(output.reshape(*batch_and_length, -1).contiguous()), weights
 
 
 class LLaDAMLP(nn.Module):
@@ -247,11 +86,18 @@ class LLaDALayer(GradientCheckpointingLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         routing_blocks: RoutingBlocks | None = None,
+        positions_to_keep: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states), position_embeddings, attention_mask=attention_mask, **kwargs
+            self.input_layernorm(hidden_states),
+            position_embeddings,
+            attention_mask=attention_mask,
+            positions_to_keep=positions_to_keep,
+            **kwargs,
         )
+        if positions_to_keep is not None:
+            hidden_states = take_positions(hidden_states, positions_to_keep)
         hidden_states = hidden_states + self.dropout(attended)
         normed = self.post_attention_layernorm(hidden_states)
         output = self.mlp(normed, routing_blocks) if self.is_sparse else self.mlp(normed)
@@ -334,6 +180,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         block_length: int | None = None,
         past_key_values: CanvasCache | None = None,
         cache_position: torch.Tensor | None = None,
+        positions_to_keep: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """
@@ -359,10 +206,14 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 `attention_mask` is one for the canvas then.
             cache_position (`torch.LongTensor` of shape `(length,)`, *optional*):
                 Where the input stands in that canvas.
+            positions_to_keep (`torch.LongTensor` of shape `(batch, kept)`, *optional*):
+                The positions of the input whose last hidden state is wanted, all if not given. The last layer computes
+                no others, apart from their keys and values.
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutput`] with `last_hidden_state` of shape
-            `(batch, length, hidden_size)` and, on request, `hidden_states` and `attentions` (eager attention only).
+            `(batch, length or kept, hidden_size)` and, on request, `hidden_states` and `attentions` (eager attention
+            only).
 
         Raises:
             ValueError: If both or neither of `input_ids` and `inputs_embeds` are given, the mask or the positions do
@@ -407,8 +258,15 @@ class LLaDAModel(LLaDAPreTrainedModel):
             routing_blocks = find_routing_blocks(position_ids, is_token, batch, self.config.block_size)
             if past_key_values is not None:
                 inexact = find_cut_block(position_ids, self.config.block_size)
+        # experts that a block shares depend on all its tokens, and only a mask per query can be cut
+        cut_last_layer = positions_to_keep is not None and routing_blocks is None
+        cut_last_layer &= visible is None or (isinstance(visible, torch.Tensor) and visible.ndim == 4)
         hidden_states = self.dropout(inputs_embeds)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            positions = None
+            if cut_last_layer and index == len(self.layers) - 1:
+                positions = positions_to_keep
+                visible = take_queries(visible, positions)
             hidden_states = layer(
                 hidden_states,
                 position_embeddings,
@@ -417,8 +275,11 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 past_key_values=past_key_values,
                 cache_position=cache_position,
                 inexact=inexact,
+                positions_to_keep=positions,
                 **kwargs,
             )
+        if positions_to_keep is not None and not cut_last_layer:
+            hidden_states = take_positions(hidden_states, positions_to_keep)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
 
@@ -451,7 +312,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        num_logits_to_keep: int | None = None,
+        num_logits_to_keep: list[int] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_router_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -470,8 +331,10 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 The positions that the head is applied to: the last `n` (0 for all), a 1-D tensor of indices, a 2-D
                 tensor of indices per row, or a boolean mask of shape `(batch, length)`.
-            num_logits_to_keep (`int`, *optional*):
-                How many cells of a boolean `logits_to_keep` are true, if that is known: saves waiting for the device.
+            num_logits_to_keep (`list[int]`, *optional*):
+                How many cells of each row of a boolean `logits_to_keep` are true, if that is known: saves waiting for
+                the device, and the last layer computes these positions only. With larger numbers, logits of other
+                positions of the batch follow.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss, instead of the number of labels.
             output_router_logits (`bool`, *optional*):
@@ -491,6 +354,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             output_router_logits = getattr(self.config, "output_router_logits", False)
         if output_router_logits and "sparse" not in self.config.mlp_layer_types:
             raise ValueError("`output_router_logits=True`, but no layer of this model has experts; leave it out.")
+        positions_to_keep = None
+        if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
+            positions_to_keep = true_first(logits_to_keep, max(num_logits_to_keep))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -498,15 +364,15 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             inputs_embeds=inputs_embeds,
             output_router_logits=output_router_logits,
             output_router_indices=output_router_logits,
+            positions_to_keep=positions_to_keep,
             **kwargs,
         )
-        if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
-            # counted through the batch row by row, true cells first
-            index = (~logits_to_keep).flatten().argsort(stable=True)[:num_logits_to_keep]
-            hidden_states = outputs.last_hidden_state.flatten(0, 1)[index]
+        if positions_to_keep is None:
+            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         else:
-            hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden_states)
+            is_wanted = logits_to_keep.gather(1, positions_to_keep).flatten()
+            index = true_first(is_wanted, sum(num_logits_to_keep))
+            logits = apply_head(self.lm_head, outputs.last_hidden_state.flatten(0, 1)[index])
         if self.config.float32_logits:
             logits = logits.float()
         loss = None

@@ -12,7 +12,7 @@ from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from llada import ILLaDAModel, LLaDA2MoeModel, LLaDAModel, LLaDAModelLM, LLaDAMoEModel
-from llada.modeling_llada import modeling_llada
+from llada.modeling_llada import attention
 
 
 LENGTH = 9
@@ -85,13 +85,13 @@ def test_rotation_has_the_published_precision(name, settings, full_precision, mo
     model = TINY[name](**settings).to(torch.bfloat16)
     model.set_attn_implementation("eager")
     seen = []
-    eager = modeling_llada.eager_attention_forward
+    eager = attention.eager_attention_forward
 
     def spy(module, query, key, *args, **kwargs):
         seen.append((query, key))
         return eager(module, query, key, *args, **kwargs)
 
-    monkeypatch.setattr(modeling_llada, "eager_attention_forward", spy)
+    monkeypatch.setattr(attention, "eager_attention_forward", spy)
     model(ids)
     layer = model.model.layers[0]
     normed = layer.input_layernorm(model.model.embed_tokens(ids))
@@ -113,7 +113,7 @@ def test_bfloat16_follows_the_second_implementation(name, ids, tmp_path):
 
 
 def test_norms_are_computed_in_float32():
-    norm = modeling_llada.LLaDARMSNorm(64, eps=1e-5).to(torch.bfloat16)
+    norm = attention.LLaDARMSNorm(64, eps=1e-5).to(torch.bfloat16)
     hidden = 300 * torch.randn(1, 64).to(torch.bfloat16)
     exact = hidden.double()
     exact = exact / (exact.square().mean() + 1e-5).sqrt()

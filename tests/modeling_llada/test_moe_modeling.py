@@ -5,7 +5,7 @@ import torch
 from naive_llada import naive_rotation
 from tiny_models import tiny_llada2_moe, tiny_llada_moe
 
-from llada.modeling_llada import modeling_llada
+from llada.modeling_llada import attention
 
 
 TINY = {"llada_moe": tiny_llada_moe, "llada2_moe": tiny_llada2_moe}
@@ -57,21 +57,19 @@ def test_queries_and_keys_are_normed_by_head_and_turned_in_part(name, dtype, mon
     model = TINY[name](head_dim=16).to(dtype)
     model.set_attn_implementation("eager")
     seen = []
-    eager = modeling_llada.eager_attention_forward
+    eager = attention.eager_attention_forward
 
     def spy(module, query, key, *args, **kwargs):
         seen.append((query, key))
         return eager(module, query, key, *args, **kwargs)
 
-    monkeypatch.setattr(modeling_llada, "eager_attention_forward", spy)
+    monkeypatch.setattr(attention, "eager_attention_forward", spy)
     rows = ids()
     model(rows)
-    attention = model.model.layers[0].self_attn
+    layer = model.model.layers[0].self_attn
     normed = model.model.layers[0].input_layernorm(model.model.embed_tokens(rows))
     turning = 8 if name == "llada2_moe" else 16
-    for got, projection, norm in zip(
-        seen[0], (attention.q_proj, attention.k_proj), (attention.q_norm, attention.k_norm), strict=True
-    ):
+    for got, projection, norm in zip(seen[0], (layer.q_proj, layer.k_proj), (layer.q_norm, layer.k_norm), strict=True):
         assert norm.weight.shape == (16,)
         states = projection(normed).view(2, LENGTH, -1, 16)
         exact = states.float()
