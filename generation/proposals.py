@@ -150,16 +150,18 @@ class Proposer:
         edit. They keep their share of the probability, as in published samplers. The logits are changed in place, and
         back afterwards: a copy of all would take longer than the choice.
         """
-        mask, controls = [canvas.mask_token_id], list(self.config.control_token_ids or ())
-        ids = self._index(mask + controls, logits)
-        kept = logits[:, ids]
-        changed = torch.full_like(kept, -torch.inf)
+        mask, *controls = [
+            logits[:, token] for token in (canvas.mask_token_id, *(self.config.control_token_ids or ()))
+        ]
+        kept = [column.clone() for column in (mask, *controls)]
+        mask.fill_(-torch.inf)
         if controls:
-            undecided = canvas.masked.flatten()[index].unsqueeze(1)
-            changed[:, 1:] = kept[:, 1:].masked_fill(undecided, -torch.inf)
-        logits.index_copy_(1, ids, changed)
+            undecided = canvas.masked.flatten()[index]
+            for column in controls:
+                column.masked_fill_(undecided, -torch.inf)
         yield
-        logits.index_copy_(1, ids, kept)
+        for column, values in zip((mask, *controls), kept, strict=True):
+            column.copy_(values)
 
     def choose(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens, or tokens drawn by the Gumbel-max trick."""

@@ -144,3 +144,19 @@ def test_confidence_is_the_probability_of_the_token():
     expected = logits.softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
     assert torch.allclose(confidence(logits, tokens), expected, atol=1e-6)
     assert confidence(logits.bfloat16(), tokens).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_confidence_is_exact_over_a_real_vocabulary(dtype):
+    """To a few roundings, also of improbable tokens and of one that was ruled out."""
+    logits = 3 * torch.randn(7, 126464, generator=torch.Generator().manual_seed(0))
+    logits[0, 5] += 300
+    logits[1, 7] = -torch.inf
+    tokens = torch.tensor([5, 7, *logits[2:6].argmax(1).tolist(), 9])
+    expected = logits.double().softmax(1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+    actual = confidence(logits, tokens, dtype)
+    assert actual.dtype == dtype
+    assert actual[1] == 0
+    assert torch.allclose(actual.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-12)
+    # beside a token that is surer than any number of this precision can say
+    assert confidence(logits, torch.full((7,), 9), dtype)[0] < 1e-37
