@@ -38,7 +38,7 @@ class HierarchicalSelector(AdaptiveSelector):
         is_best_of_run = first.scatter_reduce(1, run, places, "amin").gather(1, run) == places
         is_best_of_run = is_best_of_run & proposal.eligible
         sure = (scores > self.threshold) | (is_best_of_run & (scores > self.low_threshold))
-        return sure | best(scores, [1] * len(scores))
+        return sure | best(scores, 1)
 
 
 class ContextThresholdSelector(ThresholdSelector):
@@ -157,8 +157,7 @@ class StableSelector(AdaptiveSelector):
         ready = (scores > self.threshold) & (self.calm >= self.kl_history)
         if self.step < self.kl_history - 1:
             ready = torch.zeros_like(ready)
-        shares = [plan[self.step] if self.step < len(plan) else 1 for plan in self.plan]
-        return torch.where(ready.any(1, keepdim=True), ready, best(scores, shares))
+        return torch.where(ready.any(1, keepdim=True), ready, best(scores, *self.plan.at(self.step)))
 
 
 class EarlyCommitSelector(Selector):
@@ -179,6 +178,9 @@ class EarlyCommitSelector(Selector):
 
     def begin(self, canvas: Canvas, block: Block) -> None:
         self.selector.begin(canvas, block)
+        # of every row: the masks at first, and the bounds; copied to the device once
+        self.at_first = torch.tensor(block.num_masked, device=canvas.tokens.device).clamp(min=1)
+        self.bounds = torch.tensor(self.gaps, device=canvas.tokens.device)
 
     def eligible(self, canvas: Canvas, block: Block) -> torch.Tensor | None:
         return self.selector.eligible(canvas, block)
@@ -191,9 +193,8 @@ class EarlyCommitSelector(Selector):
         first, second = proposal.logits.float().topk(2, dim=1).values.unbind(1)
         left = proposal.eligible.sum(1)
         gap = proposal.spread(first - second, 0.0).masked_fill(~proposal.eligible, 0.0).sum(1) / left.clamp(min=1)
-        at_first = torch.tensor(block.num_masked, device=left.device).clamp(min=1)
-        stage = ((at_first - left) * len(self.gaps) // at_first).clamp(0, len(self.gaps) - 1)
-        is_sure = gap > torch.tensor(self.gaps, device=left.device)[stage]
+        stage = ((self.at_first - left) * len(self.gaps) // self.at_first).clamp(0, len(self.gaps) - 1)
+        is_sure = gap > self.bounds[stage]
         return chosen | (proposal.eligible & is_sure.unsqueeze(1))
 
 

@@ -109,8 +109,9 @@ class LevenshteinEditing(TokenEditing):
         logits = proposal.logits[place.squeeze(1)].clone()  # [batch, vocab_size]
         inside = (position - self.window.start).clamp(0, self.states.shape[2] - 1)
         held = self.states[: self.num_states].gather(2, inside.expand(self.num_states, -1, 1)).squeeze(2).T
-        controls = torch.tensor([self.delete_token_id, self.split_token_id], device=tokens.device)
-        logits.scatter_(1, torch.cat([held, controls.expand(len(held), -1)], dim=1), -torch.inf)
+        logits.scatter_(1, held, -torch.inf)
+        for control in (self.delete_token_id, self.split_token_id):
+            logits[:, control].fill_(-torch.inf)
         anew = torch.where(written.any(1, keepdim=True), logits.argmax(1, keepdim=True), tokens.gather(1, position))
         return tokens.scatter(1, position, anew)
 

@@ -76,17 +76,22 @@ class RisingEndSelector(QuotaSelector):
         self.eos_token_ids = eos_token_ids
         self.eos_weight = eos_weight
 
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        super().begin(canvas, block)
+        device = canvas.tokens.device
+        # which step of all each row begins this block with, and the last of all; copied to the device once
+        steps = [[len(schedule) for schedule in rows] for rows in self.quotas]
+        self.first_step = torch.tensor([sum(row[: block.index]) for row in steps], device=device)
+        self.last_step = torch.tensor([max(sum(row) - 1, 1) for row in steps], device=device)
+        self.eos = torch.tensor(self.eos_token_ids, device=device)
+
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
-        weights = []
-        for rows in self.quotas:
-            steps = [len(schedule) for schedule in rows]
-            progress = (sum(steps[: block.index]) + self.step) / max(sum(steps) - 1, 1)
-            weights.append(self.eos_weight + (1 - self.eos_weight) * progress)
         scores = proposal.eligible_scores()
-        eos = torch.tensor(self.eos_token_ids, device=scores.device)
-        is_end = proposal.spread(torch.isin(proposal.tokens, eos).long(), 0).bool()
-        weight = torch.tensor(weights, device=scores.device, dtype=scores.dtype).unsqueeze(1)
-        return best(torch.where(is_end, scores * weight, scores), self.plan[self.step])
+        progress = (self.first_step + self.step).to(scores.dtype) / self.last_step
+        weight = self.eos_weight + (1 - self.eos_weight) * progress
+        is_end = proposal.spread(torch.isin(proposal.tokens, self.eos).long(), 0).bool()
+        rising = torch.where(is_end, scores * weight.unsqueeze(1), scores)
+        return best(rising, *self.plan.at(self.step))
 
 
 __all__ = ["BernoulliSelector", "RisingEndSelector", "dream_shares", "reveal_probabilities"]

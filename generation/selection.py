@@ -15,26 +15,57 @@ def share_out(total: int, parts: int) -> list[int]:
     return [quotient + 1] * remainder + [quotient] * (parts - remainder)
 
 
-def best(scores: torch.Tensor, counts: list[int]) -> torch.Tensor:
+def best(scores: torch.Tensor, most: int, limits: torch.Tensor | None = None) -> torch.Tensor:
     """
     The best positions of each row.
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch, length)`):
             How good each position is, minus infinity where it may not be chosen.
-        counts (`list[int]`):
-            How many to choose per row.
+        most (`int`):
+            How many to choose in a row.
+        limits (`torch.LongTensor` of shape `(batch,)`, *optional*):
+            How many in each row, at most `most`, where rows differ.
 
     Returns:
         `torch.BoolTensor` of shape `(batch, length)`.
     """
-    most = min(max(counts), scores.shape[1])
-    values, order = scores.topk(most, dim=1)
+    values, order = scores.topk(min(most, scores.shape[1]), dim=1)
     wanted = values > -torch.inf
-    # host numbers that become a tensor wait for the device
-    if min(counts) < most:
-        wanted &= torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device).unsqueeze(1)
+    if limits is not None:
+        wanted &= torch.arange(order.shape[1], device=scores.device) < limits.unsqueeze(1)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, wanted)
+
+
+class StepPlan:
+    """
+    How many positions each row commits in the steps of a block. Where rows differ, the numbers are copied to the
+    device before the first step, so that no step waits for them.
+
+    Args:
+        schedules (`list[list[int]]`):
+            By row and step.
+        beyond (`int`):
+            The number in the steps after the last of a row.
+        device (`torch.device`):
+            Device of the canvas.
+    """
+
+    def __init__(self, schedules: list[list[int]], beyond: int, device: torch.device):
+        longest = max(len(schedule) for schedule in schedules)
+        steps = list(zip(*(schedule + [beyond] * (longest - len(schedule)) for schedule in schedules), strict=True))
+        self.beyond = beyond
+        self.most = [max(step) for step in steps]
+        self.limits = torch.tensor(steps, device=device) if any(len(set(step)) > 1 for step in steps) else None
+
+    def __len__(self) -> int:
+        return len(self.most)
+
+    def at(self, step: int) -> tuple[int, torch.Tensor | None]:
+        """The largest number of any row and, where rows may differ, that of each, as [`best`] takes them."""
+        if step >= len(self):
+            return self.beyond, None
+        return self.most[step], None if self.limits is None else self.limits[step]
 
 
 class Selector:
@@ -147,29 +178,22 @@ class QuotaSelector(Selector):
         self.quotas = quotas
         self.keeps_idle_steps = keep_idle_steps
 
-    def steps(self, block: Block) -> list[list[int]]:
-        """For every step of a block, how many positions each row commits."""
-        schedules = [rows[block.index] for rows in self.quotas]
-        longest = max(len(schedule) for schedule in schedules)
-        padded = [schedule + [0] * (longest - len(schedule)) for schedule in schedules]
-        return [list(step) for step in zip(*padded, strict=True)]
-
     def begin(self, canvas: Canvas, block: Block) -> None:
-        self.plan = self.steps(block)
+        self.plan = StepPlan([rows[block.index] for rows in self.quotas], 0, canvas.tokens.device)
         self.step = -1
 
     def eligible(self, canvas: Canvas, block: Block) -> torch.Tensor | None:
         self.step += 1
         if self.step >= len(self.plan):
             return None
+        most, limits = self.plan.at(self.step)
         eligible = canvas.masked & block.reached
-        taking_part = [quota > 0 for quota in self.plan[self.step]]
-        if not all(taking_part):
-            eligible &= torch.tensor(taking_part, device=canvas.masked.device).unsqueeze(1)
-        return eligible
+        if limits is not None:
+            return eligible & (limits > 0).unsqueeze(1)
+        return eligible if most else torch.zeros_like(eligible)
 
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
-        return best(proposal.eligible_scores(), self.plan[self.step])
+        return best(proposal.eligible_scores(), *self.plan.at(self.step))
 
 
 class AdaptiveSelector(Selector):
@@ -186,7 +210,7 @@ class AdaptiveSelector(Selector):
         self.floors = floors
 
     def begin(self, canvas: Canvas, block: Block) -> None:
-        self.plan = [rows[block.index] for rows in self.floors] if self.floors else [[]] * len(canvas.tokens)
+        self.plan = StepPlan([rows[block.index] for rows in self.floors or ()] or [[]], 1, canvas.tokens.device)
         self.step = -1
 
     def sure(self, scores: torch.Tensor, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
@@ -205,10 +229,10 @@ class AdaptiveSelector(Selector):
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
         self.step += 1
         scores = proposal.eligible_scores()
-        floors = [plan[self.step] if self.step < len(plan) else 1 for plan in self.plan]
+        most, limits = self.plan.at(self.step)
         sure = self.sure(scores, proposal, canvas, block)
-        least = floors[0] if len(set(floors)) == 1 else torch.tensor(floors, device=scores.device)
-        return torch.where((sure.sum(1) >= least).unsqueeze(1), sure, best(scores, floors))
+        least = most if limits is None else limits
+        return torch.where((sure.sum(1) >= least).unsqueeze(1), sure, best(scores, most, limits))
 
 
 class ThresholdSelector(AdaptiveSelector):
@@ -238,6 +262,7 @@ __all__ = [
     "AdaptiveSelector",
     "QuotaSelector",
     "Selector",
+    "StepPlan",
     "ThresholdSelector",
     "best",
     "schedule_steps",

@@ -85,7 +85,7 @@ class SpanSelector(Selector):
         self._estimate(scores, block.end - block.start)
         self.steps = self.steps + 1
         sure = scores >= self.threshold
-        return torch.where((sure.sum(1) > 1).unsqueeze(1), sure, best(scores, [1] * len(scores)))
+        return torch.where((sure.sum(1) > 1).unsqueeze(1), sure, best(scores, 1))
 
     def _estimate(self, scores: torch.Tensor, length: int) -> None:
         """Updates the span of rows that explore."""

@@ -6,7 +6,7 @@ import torch
 from llada.generation.canvas import Canvas, Delta
 from llada.generation.regions import Region
 from llada.generation.scores import confidence
-from llada.generation.selection import QuotaSelector, best, schedule_steps, share_out
+from llada.generation.selection import QuotaSelector, StepPlan, best, schedule_steps, share_out
 
 
 MASK = 9
@@ -108,9 +108,15 @@ class TestQuota:
 
     def selector(self, **settings):
         tokens = torch.tensor([[MASK] * 5, [1, MASK, MASK, 1, 1]])
-        region = Region(Canvas(tokens, tokens != MASK, MASK), block_length=3)
+        canvas = Canvas(tokens, tokens != MASK, MASK)
+        region = Region(canvas, block_length=3)
         selector = QuotaSelector(schedule_steps(region, **settings))
-        return [selector.steps(block) for block in region]
+        blocks = []
+        for block in region:
+            selector.begin(canvas, block)
+            steps = [selector.plan.at(step) for step in range(len(selector.plan))]
+            blocks.append([[most] * 2 if limits is None else limits.tolist() for most, limits in steps])
+        return blocks
 
     def test_every_row_has_its_own_schedule(self):
         assert self.selector() == [[[1, 1], [1, 1], [1, 0]], [[1, 0], [1, 0]]]
@@ -127,10 +133,17 @@ class TestQuota:
         with pytest.raises(ValueError, match="`steps=1` is fewer than the 2 blocks"):
             self.selector(steps=1)
 
+    def test_numbers_that_rows_share_stay_on_the_host(self):
+        plan = StepPlan([[3, 2], [3]], 1, torch.device("cpu"))
+        (most, limits), beyond = plan.at(1), plan.at(2)
+        assert (len(plan), most, limits.tolist(), beyond) == (2, 2, [2, 1], (1, None))
+        assert StepPlan([[3, 2], [3, 2]], 1, torch.device("cpu")).at(0) == (3, None)
+        assert StepPlan([[]], 1, torch.device("cpu")).at(0) == (1, None)
+
     def test_the_best_eligible_positions_are_selected(self):
         inf = torch.inf
         scores = torch.tensor([[0.1, -inf, 0.9, 0.5], [-inf, -inf, -0.5, -inf], [0.3, 0.2, 0.1, 0.4]])
-        selected = best(scores, [2, 3, 0])
+        selected = best(scores, 3, torch.tensor([2, 3, 0]))
         assert selected.tolist() == [
             [False, False, True, True],
             [False, False, True, False],

@@ -22,6 +22,29 @@ SETTINGS = {
     "margin": {"remasking": "margin"},
     "as published": {"rng_compat": "llada", "eos_early_stop": False},
 }
+# a step commits what the rule says, so that runs differ in more than their steps
+ADAPTIVE = {
+    "factor": {"factor": 1.0},
+    "reference factor": {"factor": 1.0, "factor_compat": "fast_dllm"},
+    "frechet": {"frechet_margin": 0.1},
+    "entropy bound": {"entropy_bound": 0.1, "remasking": "entropy"},
+    "hierarchical": {"threshold": 0.9, "low_threshold": 0.5},
+    "context": {"threshold": 0.9, "threshold_relaxation": 0.3},
+    "klass": {"threshold": 0.5, "kl_threshold": 0.1},
+    "wino": {"threshold": 0.5, "verify_threshold": 0.9},
+    "slowfast": {"threshold": 0.9, "exploration_steps": 2, "span_threshold": 0.3},
+    "credit": {"threshold": 0.9, "credit_weight": 0.7},
+    "prophet": {"commit_gaps": [9.0, 8.0]},
+    "rising": {"suppress_eos": "rising"},
+    "random": {"remasking": "random"},
+    "drawn order": {"remasking_temperature": 0.5},
+    "bernoulli": {"step_schedule": "bernoulli", "max_denoising_steps": 6},
+    "calibrated": {"remasking": "position_calibrated", "token_frequencies": torch.full((48,), 0.01)},
+    "remask": {"threshold": 0.5, "remask_threshold": 0.3},
+    "vicinity": {"kv_cache": "vicinity", "vicinity": 2, "refresh_interval": 3, "threshold": 0.9},
+    "window": {"suffix_window": 4, "kv_cache": "dual", "threshold": 0.9},
+    "delayed": {"kv_cache": "delayed", "refresh_interval": 4},
+}
 
 
 def count(model, prompts: dict[str, torch.Tensor], steps: int, **settings) -> tuple[DispatchCounter, int]:
@@ -53,6 +76,49 @@ def test_a_step_waits_once(settings, batch):
     # what differs are steps: both have as many blocks
     assert many_steps - few_steps == 24
     assert (many.waits - few.waits).total() <= 24
+
+
+@pytest.mark.parametrize("settings", ADAPTIVE.values(), ids=ADAPTIVE)
+def test_a_step_of_any_rule_waits_once(settings):
+    """Beside what a call and a block cost once, from runs with as many calls and blocks, and more steps."""
+    model = tiny_llada()
+    batch = 1 if settings.get("kv_cache") == "delayed" else 3
+    runs = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with DispatchCounter() as counter:
+            output = model.generate(
+                **prompts(batch), max_new_tokens=32, block_length=16, return_dict_in_generate=True, **settings
+            )
+        runs.append((output.num_forwards, counter.waits.total()))
+    # two blocks, and 14 waits for each and for the call
+    assert all(waits <= forwards + 3 * 14 for forwards, waits in runs)
+    assert all(forwards >= 6 for forwards, _ in runs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_denoising_steps": 12},
+        {"threshold": 1.0, "max_denoising_steps": 12},
+        {"threshold": 1.0, "kl_threshold": 0.1, "max_denoising_steps": 12},
+        {"suppress_eos": "rising", "max_denoising_steps": 12},
+        {"commit_gaps": [99.0], "max_denoising_steps": 12},
+    ],
+)
+def test_rows_with_different_plans_wait_once(settings):
+    """Rows with 12 and 20 masks: in every step each commits another number."""
+    ids = torch.randint(0, 40, (2, 30))
+    ids[0, 5:25] = ids[1, 9:21] = 40
+    few = {name: 3 if name == "max_denoising_steps" else value for name, value in settings.items()}
+    runs = []
+    for given in (few, settings):
+        with DispatchCounter() as counter:
+            output = tiny_llada().infill(ids, block_length=24, return_dict_in_generate=True, **given)
+        runs.append((output.num_forwards, counter.waits.total()))
+    (few_steps, few_waits), (many_steps, many_waits) = runs
+    assert (few_steps, many_steps) == (3, 12)
+    assert many_waits - few_waits <= many_steps - few_steps
 
 
 def test_a_step_of_a_block_causal_model_waits_once():
