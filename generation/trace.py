@@ -146,8 +146,8 @@ class TraceRecorder(Listener):
             event.confidence.append(confidence)
         if delta.repeats is not None:
             rows, positions = delta.repeats.nonzero(as_tuple=True)
-            cells = (rows, positions, delta.repeats[rows, positions])
-            for row, position, count in zip(*(values.tolist() for values in cells), strict=True):
+            repeated = (rows, positions, delta.repeats[rows, positions])
+            for row, position, count in zip(*(values.tolist() for values in repeated), strict=True):
                 events[row].inserted += [position - self.padding[row]] * count
         for row, event in events.items():
             self.traces[row].events.append(event)
