@@ -27,6 +27,11 @@ def end_confidence(logits: torch.Tensor, eos_token_ids: list[int], window: int) 
     """
     probability, token = logits.float().softmax(-1).max(-1)
     is_end = torch.isin(token, torch.tensor(eos_token_ids, device=token.device))
+    return mean_of_last(probability, is_end, window)
+
+
+def mean_of_last(probability: torch.Tensor, is_end: torch.Tensor, window: int) -> torch.Tensor:
+    """The same from the probabilities of the likeliest tokens, and whether these are ends of text."""
     # counted from the right
     number = is_end.flip(1).cumsum(1).flip(1)
     return probability.masked_fill(~is_end | (number > window), 0.0).sum(1) / window
@@ -41,7 +46,8 @@ def settle_length(
 ) -> tuple[Canvas, FullForward]:
     """
     Puts `initial_length` masks after every prompt, and more until the model is sure that the text ends within them
-    (DAEDAL, arXiv 2508.00819, initial length adjustment).
+    (DAEDAL, arXiv 2508.00819, initial length adjustment). With `expand_threshold`, ends of text follow the masks, half
+    as many as `length_window`, as in the published code, and then room for as much as rows may grow.
 
     Args:
         config ([`DiffusionGenerationConfig`]):
@@ -56,7 +62,8 @@ def settle_length(
             Number of masks not to be exceeded.
 
     Returns:
-        `tuple`: The canvas, in which shorter rows end with padding, and the plan that counted the forward passes.
+        `tuple`: The canvas, in which shorter rows and rows that may grow end with padding, and the plan that counted
+        the forward passes.
     """
     step, window = config.rule_setting("length_step"), config.rule_setting("length_window")
     threshold = config.rule_setting("length_threshold")
@@ -78,21 +85,37 @@ def settle_length(
         for row in growing:
             lengths[row] = length
     fill = config.pad_token_id if config.pad_token_id is not None else config.eos_token_ids[0]
-    return _lay_out(prompt, attention_mask, lengths, mask_token_id, fill), forward
+    if config.expand_threshold is None:
+        if min(lengths) == max(lengths):
+            return Canvas.after_prompt(prompt, lengths[0], mask_token_id, attention_mask), forward
+        canvas = _lay_out(prompt, attention_mask, lengths, lengths, max(lengths), mask_token_id, fill, fill)
+    else:
+        ends = [min(length + window // 2, longest) for length in lengths]
+        eos = config.eos_token_ids[0]
+        canvas = _lay_out(prompt, attention_mask, lengths, ends, longest, mask_token_id, eos, fill)
+    return canvas, forward
 
 
 def _lay_out(
-    prompt: torch.Tensor, attention_mask: torch.Tensor | None, lengths: list[int], mask_token_id: int, fill: int
+    prompt: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    num_masks: list[int],
+    lengths: list[int],
+    longest: int,
+    mask_token_id: int,
+    eos: int,
+    fill: int,
 ) -> Canvas:
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return Canvas.after_prompt(prompt, longest, mask_token_id, attention_mask)
+    """Masks after every prompt, `eos` up to a length, and padding."""
     ends = torch.tensor(lengths, device=prompt.device).unsqueeze(1)
-    beyond = torch.arange(longest, device=prompt.device) >= ends
-    masks = torch.full_like(beyond, mask_token_id, dtype=prompt.dtype).masked_fill(beyond, fill)
+    places = torch.arange(longest, device=prompt.device)
+    beyond = places >= ends
+    answer = torch.full_like(beyond, mask_token_id, dtype=prompt.dtype)
+    answer = answer.masked_fill(places >= torch.tensor(num_masks, device=prompt.device).unsqueeze(1), eos)
+    answer = answer.masked_fill(beyond, fill)
     attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
     canvas = Canvas(
-        torch.cat([prompt, masks], dim=1),
+        torch.cat([prompt, answer], dim=1),
         torch.cat([torch.ones_like(prompt, dtype=torch.bool), beyond], dim=1),
         mask_token_id,
         torch.cat([attention_mask, (~beyond).to(attention_mask.dtype)], dim=1),

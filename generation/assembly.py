@@ -9,6 +9,7 @@ from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .compiled import CompiledModel
 from .configuration_diffusion import DiffusionGenerationConfig
+from .expansion import ExpandingForward, Expansion
 from .forwards import BlockCausalForward, DualForward, FullForward, PrefixForward
 from .levenshtein import LevenshteinEditing
 from .partial_forwards import DelayedForward, SuffixWindowForward, VicinityForward
@@ -72,7 +73,9 @@ def make_forward(
         return ShadowForward(model, guidance)
     plan: FullForward
     warmup, refresh_interval = config.rule_setting("cache_warmup"), config.rule_setting("refresh_interval")
-    if kind is None:
+    if config.expand_threshold is not None:
+        plan = ExpandingForward(model, canvas, guidance)
+    elif kind is None:
         plan = FullForward(model, guidance)
     elif kind == "vicinity":
         vicinity = config.rule_setting("vicinity")
@@ -211,6 +214,14 @@ def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision
         return Remasking(config.remask_threshold)
     if config.verify_threshold is not None:
         return ShadowVerification(config.verify_threshold)
+    if config.expand_threshold is not None:
+        return Expansion(
+            config.expand_threshold,
+            config.rule_setting("expand_factor"),
+            config.rule_setting("expand_end_threshold"),
+            config.rule_setting("length_window"),
+            torch.tensor(config.eos_token_ids, device=canvas.tokens.device),
+        )
     if config.editing_threshold is None:
         return Revision()
     if not config.control_token_ids:

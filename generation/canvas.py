@@ -22,6 +22,8 @@ class Delta:
             Their new tokens, the mask token where a position is taken back; the tokens before elsewhere.
         confidence (`torch.FloatTensor` of shape `(batch, length)`):
             How sure the model was of each, between 0 and 1; 0 elsewhere.
+        repeats (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+            How many times each position is repeated after the change. Only masks are.
     """
 
     step: int
@@ -29,6 +31,7 @@ class Delta:
     positions: torch.Tensor
     tokens: torch.Tensor
     confidence: torch.Tensor
+    repeats: torch.Tensor | None = None
 
 
 class Canvas:
@@ -142,12 +145,24 @@ class Canvas:
         return part
 
     def apply(self, delta: Delta) -> None:
-        """Carries out a step. Frozen positions stay, whatever the delta says."""
+        """
+        Carries out a step. Frozen positions stay, whatever the delta says. What stands behind repeated positions moves
+        to the right, into the padding with which a row that may grow ends.
+        """
         changes = delta.positions & ~self.frozen
         self.tokens = torch.where(changes, delta.tokens, self.tokens)
         self.masked = torch.where(changes, delta.tokens == self.mask_token_id, self.masked)
         self.step_of = self.step_of.masked_fill(changes, -1).masked_fill(changes & ~self.masked, delta.step)
         self.confidence = torch.where(changes, delta.confidence.masked_fill(self.masked, 0.0), self.confidence)
+        if delta.repeats is not None:
+            # where each position comes from
+            ends = (delta.repeats + 1).cumsum(1)
+            places = torch.arange(ends.shape[1], device=ends.device).expand(ends.shape).contiguous()
+            source = torch.searchsorted(ends, places, right=True)
+            for name in ("tokens", "frozen", "masked", "step_of", "confidence", "has_suffix", "attention_mask"):
+                values = getattr(self, name)
+                setattr(self, name, None if values is None else values.gather(1, source))
+            self.ends = self.ends + delta.repeats.sum(1)
 
     def finish(self, rows: torch.Tensor, ends: torch.Tensor, fill: int) -> None:
         """

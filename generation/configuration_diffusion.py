@@ -37,6 +37,7 @@ _FOREIGN_NAMES = {
     "alg_temp": "remasking_temperature",
     "block_size": "block_length",
     "canvas_length": "block_length",
+    "expansion_factor": "expand_factor",
     "confidence_eos_eot_inf": 'suppress_eos="confidence"',
     "gen_length": "max_new_tokens",
     "initial_gen_length": "initial_length",
@@ -83,6 +84,15 @@ class DiffusionGenerationConfig(GenerationConfig):
             the likeliest token.
         length_window (`int`, *optional*, defaults to 32):
             How many positions these are. Missing ones count as 0.
+        expand_threshold (`float`, *optional*):
+            With `initial_length`: while a block is filled, the mask that the model is least sure of is replaced by
+            several if its confidence is below this, and what follows moves, as long as the model is not sure that the
+            text ends (DAEDAL, second stage, 0.1). At most one mask per step. No answer exceeds `max_new_tokens`.
+        expand_factor (`int`, *optional*, defaults to 8):
+            How many masks take the place of one.
+        expand_end_threshold (`float`, *optional*, defaults to 0.9):
+            How sure the model has to be that the text ends, measured as for `length_threshold`, an end that is already
+            committed counting as 1.
         block_length (`int`, *optional*, defaults to 32):
             Blocks of this many tokens are finished one after the other (semi-autoregressive remasking). A value of at
             least `max_new_tokens` gives the pure diffusion of the paper, one block.
@@ -244,6 +254,9 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.length_step: int | None = kwargs.pop("length_step", None)
         self.length_threshold: float | None = kwargs.pop("length_threshold", None)
         self.length_window: int | None = kwargs.pop("length_window", None)
+        self.expand_threshold: float | None = kwargs.pop("expand_threshold", None)
+        self.expand_factor: int | None = kwargs.pop("expand_factor", None)
+        self.expand_end_threshold: float | None = kwargs.pop("expand_end_threshold", None)
         self.block_length: int | None = kwargs.pop("block_length", None)
         self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
         self.steps: int | None = kwargs.pop("steps", None)

@@ -51,7 +51,7 @@ def denoise(
         selector ([`Selector`]):
             Chooses the positions to commit.
         revision ([`Revision`]):
-            Changes what was committed.
+            Changes what was committed, or where it stands.
         listeners (`Sequence[Listener]`, *optional*):
             Told of every step.
     """
@@ -80,6 +80,7 @@ def denoise(
                 positions=positions,
                 tokens=tokens,
                 confidence=proposal.spread(proposal.confidence, 0.0).float(),
+                repeats=revision.repeats(proposal, positions, canvas, block),
             )
             # 1.e. the change
             canvas.apply(delta)

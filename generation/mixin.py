@@ -14,6 +14,7 @@ from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .configuration_diffusion import EXCLUSIVE, DiffusionGenerationConfig, read_temperature, refuse_unknown
 from .denoising import Listener, denoise
+from .expansion import grown_length
 from .forwards import BlockCausalForward, FullForward
 from .positional import PositionalProcessors
 from .regions import Region
@@ -208,6 +209,11 @@ class LLaDAGenerationMixin(GenerationMixin):
                 f"There is no mask token {config.mask_token_id} to fill; put one wherever a token is wanted, or call "
                 "`generate` to continue a prompt."
             )
+        if config.expand_threshold is not None:
+            raise ValueError(
+                f"`expand_threshold={config.expand_threshold}` inserts masks until the text ends, and `infill` fills "
+                "those that there are; pass `expand_threshold=None`, or call `generate`."
+            )
         canvas = Canvas(tokens, ~wanted, given["mask_token_id"], attention_mask)
         return self._denoise(
             canvas,
@@ -353,14 +359,16 @@ class LLaDAGenerationMixin(GenerationMixin):
         token_frequencies: torch.Tensor | None = None,
         probe: FullForward | None = None,
     ) -> torch.Tensor | DiffusionGenerateOutput:
-        length = int((canvas.ends - canvas.padding).max())
+        grows = config.expand_threshold is not None
+        # a row that grows may take the whole canvas
+        length = int(((canvas.tokens.shape[1] if grows else canvas.ends) - canvas.padding).max())
         if length > self.config.max_position_embeddings:
             raise ValueError(
                 f"The canvas has {length} positions, more than the {self.config.max_position_embeddings} the model "
                 "was trained for; shorten the prompt or lower `max_new_tokens`."
             )
         block_causal = self.config.block_causal
-        region = Region(canvas, config.block_length, from_text_start=block_causal)
+        region = Region(canvas, config.block_length, from_text_start=block_causal, grows=grows)
         if block_causal and region.hides_given_text(canvas):
             raise ValueError(
                 f"This model does not see what follows a block of {region.block_length} positions, and text was given "
@@ -398,6 +406,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         if feed is not None:
             feed.end()
 
+        if grows:
+            num_positions = grown_length(canvas)
         sequences = canvas.tokens[:, :num_positions]
         if not (config.return_dict_in_generate or config.output_trace):
             return sequences

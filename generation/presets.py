@@ -122,13 +122,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "credit_decay": 0.8,
         "kv_cache": "dual",
     },
-    # DAEDAL on LLaDA, its initial length adjustment
+    # DAEDAL on LLaDA: initial length adjustment, then mask insertion
     "daedal": {
         "max_new_tokens": 2048,
         "initial_length": 64,
         "length_step": 8,
         "length_threshold": 0.5,
         "length_window": 32,
+        "expand_threshold": 0.1,
+        "expand_factor": 8,
+        "expand_end_threshold": 0.9,
         "block_length": 32,
         "do_sample": False,
         "threshold": 0.9,
@@ -160,7 +163,7 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     | `"wino"` | WINO, drafts that are verified and taken back (arXiv 2507.18578) |
     | `"slowfast"` | SlowFast sampling (arXiv 2506.10848) |
     | `"hierarchical"`, `"credit"` | two rules of dInfer on its dual cache (arXiv 2510.08666, 2510.06133) |
-    | `"daedal"` | threshold, on as many masks as the answer takes (arXiv 2508.00819, first stage) |
+    | `"daedal"` | threshold, on as many masks as the answer takes, and room made where needed (arXiv 2508.00819) |
     | `"streaming"` | Streaming-dLLM: prefix cache, suffix window, falling threshold (arXiv 2601.17917) |
     | `"llada2"` | blocks, threshold and exact cache of LLaDA2.0 (arXiv 2512.15745) |
     | `"llada2.1-quality"`, `"llada2.1-speed"` | the same with token editing, two settings (arXiv 2602.08676) |

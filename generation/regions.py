@@ -18,11 +18,11 @@ class Block:
         index (`int`):
             Number of the block, from 0.
         inside (`torch.BoolTensor` of shape `(batch, length)`):
-            The positions of the block that are not frozen.
+            The positions of the block that are not frozen, and those that a row may grow into.
         reached (`torch.BoolTensor` of shape `(batch, length)`):
             The positions of this block and of those before it. What an earlier block left masked stays eligible.
         num_masked (`list[int]`):
-            Number of masks in the block before the first step, for each row.
+            Number of masks in the block before the first step of all, for each row.
         start, end (`int`):
             The first position of the block in any row, and the one after its last in any row.
     """
@@ -50,17 +50,23 @@ class Region:
             Length of a block in positions. One block if not given.
         from_text_start (`bool`, *optional*, defaults to `False`):
             Whether blocks are counted from the first position of the text.
+        grows (`bool`, *optional*, defaults to `False`):
+            Whether rows may grow up to the end of the canvas. Blocks reach so far then; they keep their places, and
+            what stands in them moves.
     """
 
-    def __init__(self, canvas: Canvas, block_length: int | None = None, from_text_start: bool = False):
+    def __init__(
+        self, canvas: Canvas, block_length: int | None = None, from_text_start: bool = False, grows: bool = False
+    ):
         length = canvas.tokens.shape[1]
-        self.frozen = canvas.frozen
         self.block_length = block_length or length
         first = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), length)
         origin = first - (first - canvas.padding) % self.block_length if from_text_start else first
         positions = torch.arange(length, device=canvas.tokens.device)
         self.block_of = (positions - origin.unsqueeze(1)).div(self.block_length, rounding_mode="floor")
-        num_blocks = int((self.block_of * canvas.masked).max()) + 1
+        room = (positions >= canvas.ends.unsqueeze(1)) & grows
+        self.frozen = canvas.frozen & ~room
+        num_blocks = int((self.block_of * (canvas.masked | room)).max()) + 1
         counts = torch.zeros(canvas.tokens.shape[0], num_blocks, dtype=torch.long, device=canvas.tokens.device)
         counts.scatter_add_(1, self.block_of.clamp(0, num_blocks - 1), canvas.masked.long())
         # masks at the start, [row][block]

@@ -43,6 +43,13 @@ class Revision:
         """
         return committed, proposal.spread(proposal.tokens, canvas.tokens)
 
+    def repeats(self, proposal: Proposal, changed: torch.Tensor, canvas: Canvas, block: Block) -> torch.Tensor | None:
+        """
+        How many more masks this step puts behind each mask that it leaves, `torch.LongTensor` of shape `(batch,
+        length)`, `None` if the rule never does. The arguments are those of `revise`, with the positions it returned.
+        """
+        return None
+
 
 class TokenEditing(Revision):
     """

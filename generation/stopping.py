@@ -78,7 +78,7 @@ class CriteriaStopper(Listener):
         self.unread = canvas.masked.int().argmax(1).tolist()
 
     def on_block_end(self, canvas: Canvas, block: Block) -> None:
-        settled = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), canvas.tokens.shape[1])
+        settled = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), canvas.ends)
         stops = canvas.ends.clone()
         rows = zip(canvas.finished.tolist(), canvas.padding.tolist(), settled.tolist(), strict=True)
         for row, (finished, padding, end) in enumerate(rows):

@@ -27,6 +27,9 @@ class TraceEvent:
             Their new tokens.
         confidence (`list[float]`):
             How sure the model was of each, between 0 and 1.
+        inserted (`list[int]`):
+            The positions behind which a mask was put afterwards, one entry for each mask, in ascending order. What
+            follows moved to the right.
     """
 
     step: int
@@ -34,6 +37,7 @@ class TraceEvent:
     positions: list[int]
     tokens: list[int]
     confidence: list[float]
+    inserted: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Trace:
         for event in self.events:
             for position in event.positions:
                 steps[position] = event.step
+            _insert(steps, event, -1)
         return steps
 
     @property
@@ -84,6 +89,7 @@ class Trace:
         for event in self.events:
             for position, confidence in zip(event.positions, event.confidence, strict=True):
                 values[position] = confidence
+            _insert(values, event, 1.0)
         return values
 
     def frames(self) -> Iterator[list[int]]:
@@ -93,6 +99,7 @@ class Trace:
         for event in self.events:
             for position, token in zip(event.positions, event.tokens, strict=True):
                 canvas[position] = token
+            _insert(canvas, event, self.mask_token_id)
             yield list(canvas)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -123,9 +130,9 @@ class TraceRecorder(Listener):
     def __init__(self, canvas: Canvas, settings: dict):
         # left out of the traces
         self.padding = canvas.padding.tolist()
+        rows = zip(canvas.tokens.tolist(), self.padding, canvas.ends.tolist(), strict=True)
         self.traces = [
-            Trace(tokens[start:], [], canvas.mask_token_id, settings=settings)
-            for tokens, start in zip(canvas.tokens.tolist(), self.padding, strict=True)
+            Trace(tokens[start:end], [], canvas.mask_token_id, settings=settings) for tokens, start, end in rows
         ]
 
     def on_step(self, canvas: Canvas, delta: Delta) -> None:
@@ -137,14 +144,26 @@ class TraceRecorder(Listener):
             event.positions.append(position - self.padding[row])
             event.tokens.append(token)
             event.confidence.append(confidence)
+        if delta.repeats is not None:
+            rows, positions = delta.repeats.nonzero(as_tuple=True)
+            repeated = (rows, positions, delta.repeats[rows, positions])
+            for row, position, count in zip(*(values.tolist() for values in repeated), strict=True):
+                events[row].inserted += [position - self.padding[row]] * count
         for row, event in events.items():
             self.traces[row].events.append(event)
 
     def finish(self, sequences: torch.Tensor) -> list[Trace]:
         """The traces, with the final sequences."""
         for trace, tokens, start in zip(self.traces, sequences.tolist(), self.padding, strict=True):
-            trace.final = tokens[start:]
+            end = start + len(trace.start) + sum(len(event.inserted) for event in trace.events)
+            trace.final = tokens[start:end]
         return self.traces
+
+
+def _insert(values: list, event: TraceEvent, blank: float) -> None:
+    """Puts `blank` where an event inserted masks."""
+    for position in reversed(event.inserted):
+        values.insert(position + 1, blank)
 
 
 __all__ = ["Trace", "TraceEvent", "TraceRecorder"]

@@ -16,6 +16,8 @@ PROBABILITIES = (
     "credit_decay",
     "editing_threshold",
     "eos_weight",
+    "expand_end_threshold",
+    "expand_threshold",
     "frechet_margin",
     "length_threshold",
     "low_threshold",
@@ -41,6 +43,7 @@ NOT_NEGATIVE = (
 COUNTS = {
     "block_length": 1,
     "cache_warmup": 1,
+    "expand_factor": 2,
     "exploration_steps": 1,
     "initial_length": 1,
     "kl_history": 1,
@@ -62,6 +65,8 @@ RULE_DEFAULTS = {
     "credit_decay": 0.8,
     "credit_exponent": 0.2,
     "eos_weight": 0.4,
+    "expand_end_threshold": 0.9,
+    "expand_factor": 8,
     "frequency_cap": 10.0,
     "kl_history": 2,
     "length_step": 8,
@@ -96,6 +101,9 @@ NEEDS = {
     "credit_decay": "credit_weight",
     "credit_exponent": "credit_weight",
     "editing_threshold": "threshold",
+    "expand_end_threshold": "expand_threshold",
+    "expand_factor": "expand_threshold",
+    "expand_threshold": "initial_length",
     "factor_compat": "factor",
     "kl_history": "kl_threshold",
     "length_step": "initial_length",
@@ -145,6 +153,22 @@ CONFLICTS: dict[tuple[Setting, Setting], str] = {
     ): "committed positions are not computed, so nothing tells what to edit",
     (("kv_cache", ("delayed",)), ("suffix_window", None)): "the delayed cache holds all positions",
     (("kv_cache", ("block",)), ("suffix_window", None)): "block-causal attention does not see what follows a block",
+    **{
+        (("expand_threshold", None), (name, None)): reason
+        for name, reason in {
+            "commit_gaps": "the share of a block that is filled falls when masks are inserted",
+            "credit_weight": "a position that moves leaves its credit behind",
+            "editing_threshold": "edits keep the places of a block, and masks that are inserted move them",
+            "exploration_steps": "a span is where it was found, and its text moves",
+            "kl_threshold": "a position that moves leaves its history behind",
+            "kv_cache": "what stands behind inserted masks moves, and a cache has it where it was",
+            "max_denoising_steps": "a plan shares out the masks that there are, and more are inserted",
+            "remask_threshold": "a token that is taken back is unsure, which would be taken for want of room",
+            "steps": "a plan shares out the masks that there are, and more are inserted",
+            "suffix_window": "the end of the text, which it leaves out, says whether there is room enough",
+            "verify_threshold": "a draft that is taken back is unsure, which would be taken for want of room",
+        }.items()
+    },
     (("initial_length", None), ("suffix_window", None)): "rows that end at different positions have no last one in "
     "common",
     (("initial_length", None), ("suppress_eos", ("logits",))): "an end of text is what tells how long the answer is",
@@ -190,6 +214,7 @@ NOT_IN_THE_REFERENCE = (
     *SELECTIONS,
     "commit_gaps",
     "credit_weight",
+    "expand_threshold",
     "initial_length",
     "kv_cache",
     "remask_threshold",
@@ -209,7 +234,7 @@ def check_values(config: Any) -> None:
     for name, least in COUNTS.items():
         value = getattr(config, name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            what = "a positive integer" if least else "an integer and not negative"
+            what = ("an integer and not negative", "a positive integer")[least] if least < 2 else f"at least {least}"
             raise ValueError(f"`{name}` must be {what}, but is {value!r}.")
     gaps = config.commit_gaps
     if gaps is not None and not (
@@ -296,11 +321,12 @@ def check_complete(config: Any) -> None:
                 f"`{name}={getattr(config, name)}` refines `{other}={value!r}`, but `{other}` "
                 f"is {getattr(config, other)!r}; set that, or leave it out."
             )
-    if config.remask_threshold is not None and all(getattr(config, name) is None for name in SELECTIONS):
-        raise ValueError(
-            f"`remask_threshold={config.remask_threshold}` opens positions again, and a plan of steps would end "
-            f"before they are filled; set one of {_named(list(SELECTIONS))}, too."
-        )
+    for name, does in (("remask_threshold", "opens positions again"), ("expand_threshold", "inserts masks")):
+        if getattr(config, name) is not None and all(getattr(config, rule) is None for rule in SELECTIONS):
+            raise ValueError(
+                f"`{name}={getattr(config, name)}` {does}, and a plan of steps would end before they are filled; set "
+                f"one of {_named(list(SELECTIONS))}, too."
+            )
 
 
 def _holds(given: dict, name: str, values: tuple | None) -> bool:

@@ -35,16 +35,16 @@ def test_the_last_ends_count():
     assert end_confidence(logits, [0], 4).tolist() == pytest.approx([2.3 / 4, 0.0])
 
 
+def ends(canvas: torch.Tensor, length: int) -> torch.Tensor:
+    logits = torch.zeros(*canvas.shape, 32)
+    logits[:, :, 5] = 8.0
+    logits[:, 2 + length :, EOS] = 16.0
+    return logits
+
+
 def ends_after(length: int) -> ScriptedModel:
     """A model that sees a text of so many tokens and nothing after it."""
-
-    def script(canvas):
-        logits = torch.zeros(*canvas.shape, 32)
-        logits[:, :, 5] = 8.0
-        logits[:, 2 + length :, EOS] = 16.0
-        return logits
-
-    return ScriptedModel(script)
+    return ScriptedModel(lambda canvas: ends(canvas, length))
 
 
 SETTINGS = {"initial_length": 4, "length_step": 3, "length_threshold": 0.45, "length_window": 4}
@@ -110,6 +110,18 @@ def test_refusals():
     model.config.block_causal = True
     with pytest.raises(ValueError, match="`initial_length=4` asks the model where its text ends"):
         model.generate(prompt, max_new_tokens=8, initial_length=4)
+
+
+def test_a_trace_has_no_padding_on_either_side():
+    model = ScriptedModel(lambda canvas: torch.where(canvas[:, :1, None] == 1, ends(canvas, 9), ends(canvas, 3)))
+    settings = {**SETTINGS, "max_new_tokens": 30, "threshold": 0.5, "output_trace": True}
+    together = model.generate(torch.tensor([[1, 2], [3, 4]]), **settings)
+    for number, prompt in enumerate(([1, 2], [3, 4])):
+        alone = model.generate(torch.tensor([prompt]), **settings).trace[0]
+        assert together.trace[number].start == alone.start
+        assert together.trace[number].final == alone.final
+        assert len(alone.final) == len(alone.start) == len(alone.step_of)
+    assert len(together.trace[0].start) > len(together.trace[1].start)
 
 
 def test_the_mask_is_never_in_the_answer():

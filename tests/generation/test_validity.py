@@ -21,6 +21,7 @@ from llada.generation.validity import (
 VALUES = {
     "cache_warmup": 2,
     "commit_gaps": [5.0],
+    "expand_factor": 4,
     "exploration_steps": 2,
     "factor_compat": "fast_dllm",
     "initial_length": 4,
@@ -106,6 +107,7 @@ def test_values(settings, message):
             for name, needed in NEEDS.items()
         ),
         *(({name: VALUES.get(name, 0.5)}, "is of a cache; set `kv_cache='vicinity'`, too") for name in CACHE_SETTINGS),
+        ({"expand_threshold": 0.5, "initial_length": 4}, "inserts masks, and a plan of steps would end before"),
         ({"remask_threshold": 0.5}, "a plan of steps would end before they are filled; set one of `threshold`"),
         *(({name: 0.5}, f"refines `{other}='{value}'`, but `{other}` is") for name, other, value in VALUE_NEEDS),
     ],
@@ -116,7 +118,7 @@ def test_what_a_setting_needs_may_come_from_the_model(settings, message):
     config = DiffusionGenerationConfig(**settings)
     with pytest.raises(ValueError, match=message):
         model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, generation_config=config)
-    if "threshold`" in message and "remask" not in message and "kl_history" not in settings:
+    if "set `threshold`" in message:
         model.generation_config.threshold = 0.5
         assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, generation_config=config).shape == (1, 7)
 
