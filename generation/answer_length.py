@@ -7,9 +7,10 @@ import torch
 from .canvas import Canvas
 from .configuration_diffusion import DiffusionGenerationConfig
 from .forwards import FullForward
+from .scores import confidence, likeliest
 
 
-def end_confidence(logits: torch.Tensor, eos_token_ids: list[int], window: int) -> torch.Tensor:
+def end_confidence(logits: torch.Tensor, eos_token_ids: torch.Tensor, window: int) -> torch.Tensor:
     """
     How sure a model is that a text ends within its masks: the probabilities of an end of text at the last `window`
     positions where it is the likeliest token, summed and divided by `window` (DAEDAL, arXiv 2508.00819).
@@ -17,7 +18,7 @@ def end_confidence(logits: torch.Tensor, eos_token_ids: list[int], window: int) 
     Args:
         logits (`torch.FloatTensor` of shape `(rows, masks, vocab_size)`):
             Logits of the masks.
-        eos_token_ids (`list[int]`):
+        eos_token_ids (`torch.LongTensor` of shape `(ids,)`):
             Ids that end the text.
         window (`int`):
             How many positions count.
@@ -25,9 +26,9 @@ def end_confidence(logits: torch.Tensor, eos_token_ids: list[int], window: int) 
     Returns:
         `torch.FloatTensor` of shape `(rows,)`.
     """
-    probability, token = logits.float().softmax(-1).max(-1)
-    is_end = torch.isin(token, torch.tensor(eos_token_ids, device=token.device))
-    return mean_of_last(probability, is_end, window)
+    tokens = likeliest(logits.flatten(0, 1))
+    probability = confidence(logits.flatten(0, 1), tokens).view(logits.shape[:2])
+    return mean_of_last(probability, torch.isin(tokens, eos_token_ids).view(logits.shape[:2]), window)
 
 
 def mean_of_last(probability: torch.Tensor, is_end: torch.Tensor, window: int) -> torch.Tensor:
@@ -70,6 +71,7 @@ def settle_length(
     initial, mask_token_id = config.initial_length, config.mask_token_id
     assert initial is not None and mask_token_id is not None, "generate has looked for both"
     forward = FullForward(model)
+    eos_token_ids = torch.tensor(config.eos_token_ids, device=prompt.device)
     lengths = [min(initial, longest)] * len(prompt)
     growing, length = list(range(len(prompt))), lengths[0]
     while growing and length < longest:
@@ -79,7 +81,7 @@ def settle_length(
         rows[growing] = True
         counts = [length * (row in growing) for row in range(len(prompt))]
         logits = forward(canvas, canvas.masked & rows.unsqueeze(1), counts).view(len(growing), length, -1)
-        is_short = (end_confidence(logits, config.eos_token_ids, window) < threshold).tolist()
+        is_short = (end_confidence(logits, eos_token_ids, window) < threshold).tolist()
         growing = [row for row, short in zip(growing, is_short, strict=True) if short]
         length = min(length + step, longest)
         for row in growing:

@@ -31,8 +31,8 @@ def test_the_last_ends_count():
         for place, value in enumerate(values):
             logits[row, place] = torch.tensor([value, 1 - value, 0.0]).log()
     # the last two of .9, .8 and .6; none is the likeliest
-    assert end_confidence(logits, [0], 2).tolist() == pytest.approx([0.7, 0.0])
-    assert end_confidence(logits, [0], 4).tolist() == pytest.approx([2.3 / 4, 0.0])
+    assert end_confidence(logits, torch.tensor([0]), 2).tolist() == pytest.approx([0.7, 0.0])
+    assert end_confidence(logits, torch.tensor([0]), 4).tolist() == pytest.approx([2.3 / 4, 0.0])
 
 
 def ends(canvas: torch.Tensor, length: int) -> torch.Tensor:
