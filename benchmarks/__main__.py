@@ -1,7 +1,7 @@
 """
-Measures every setting of `generate` against a plain loop.
+Measures every preset, and the settings between them, against a plain loop.
 
-    python -m benchmarks                    trains the model if need be, measures, writes RESULTS.md
+    python -m benchmarks                    trains the models if need be, measures, writes RESULTS.md
     python -m benchmarks --only 8,192       the workloads whose name holds this
     python -m benchmarks --accelerator      also one step of an 8B model with random weights, on a GPU
 """
@@ -12,28 +12,18 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import CompileConfig
+from transformers import CompileConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from llada import LLaDAConfig
 
 from .accelerator import draw_model, measure_steps
-from .decoding import Workload, measure, settings_for
+from .decoding import measure
 from .report import as_dict, hardware, table, write
 from .roofline import H200, Device, forward_bound, probe
 from .synthetic_text import draw_texts
-from .trained_model import TRAINED_VOCAB, load
-
-
-WORKLOADS = (
-    Workload(64, 128, 1, TRAINED_VOCAB),
-    Workload(64, 128, 1, TRAINED_VOCAB, stops=True),
-    Workload(64, 64, 4, TRAINED_VOCAB),
-    Workload(512, 64, 1, TRAINED_VOCAB),
-    Workload(64, 128, 1, 126464),
-)
-# what the smoke test runs
-TINY = (Workload(32, 32, 2, TRAINED_VOCAB),)
+from .trained_model import load
+from .workloads import TINY, WORKLOADS, Workload, settings_for
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,10 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cpu", help="where the trained model runs")
+    parser.add_argument("--device", default="cpu", help="where the trained models run")
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--training-steps", type=int, default=600, help="of the model, the first time")
+    parser.add_argument("--training-steps", type=int, default=600, help="of each model, the first time")
     parser.add_argument("--only", default="", help="workloads whose name holds this")
     parser.add_argument(
         "--tiny", action="store_true", help="a model of a few weights, in seconds: figures mean nothing"
@@ -56,13 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
 
-    shape = {"hidden_size": 64, "num_layers": 1} if options.tiny else {}
+    shape = {"hidden_size": 64, "num_layers": 2} if options.tiny else {}
     cache = {"cache": options.cache} if options.cache else {}
     device = torch.device(options.device)
+    machine = hardware()
     limits = probe(device)
     results = {
         "command": shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]),
-        "hardware": hardware(),
+        "hardware": machine,
         "repetitions": options.repetitions,
         "device": as_dict(limits),
         "workloads": [],
@@ -71,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     for workload in TINY if options.tiny else WORKLOADS:
         if options.only not in str(workload):
             continue
-        model = load(options.training_steps, workload.vocab_size, **cache, **shape).to(device)
+        model = load(options.training_steps, workload.vocab_size, family=workload.model, **cache, **shape).to(device)
         prompt = draw_texts(
             workload.batch, workload.prompt_length, float(workload.stops), workload.prompt_length, seed=1
         ).to(device)
@@ -100,15 +91,17 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"wrote {path}")
 
 
-def _roofline(config: LLaDAConfig, limits: Device, workload: Workload, row) -> float:
+def _roofline(config: PreTrainedConfig, limits: Device, workload: Workload, row) -> float:
     """Tokens per second if every forward pass took the least time that the device allows."""
     computed = row.positions / row.forwards / workload.batch
+    new = workload.max_new_tokens
     bound = forward_bound(
         config,
         limits,
         workload.batch,
         round(computed),
-        workload.prompt_length + workload.max_new_tokens,
+        # block-causal attention does not see what comes after a block
+        workload.prompt_length + (new // 2 if config.block_causal else new),
         round(row.logit_rows / row.forwards),
         width=4,
     )

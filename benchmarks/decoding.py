@@ -8,40 +8,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
-from llada import LLaDAModelLM
-from llada.generation import preset
+from llada import LLaDA2MoeModelLM, LLaDAModelLM
 
 from .counters import DispatchCounter, ForwardMeter, clock_of, replay
+from .reference_block_loop import reference_block_generate
 from .reference_loop import reference_generate
-
-
-@dataclass(frozen=True)
-class Workload:
-    """
-    What is generated.
-
-    Args:
-        prompt_length, max_new_tokens, batch (`int`):
-            Shape.
-        vocab_size (`int`):
-            Rows of the embedding.
-        stops (`bool`, *optional*, defaults to `False`):
-            Whether the answers end within the first 32 tokens, or fill the canvas.
-    """
-
-    prompt_length: int
-    max_new_tokens: int
-    batch: int
-    vocab_size: int
-    stops: bool = False
-
-    def __str__(self) -> str:
-        ends = ", short answers" if self.stops else ""
-        return (
-            f"prompt {self.prompt_length}, new {self.max_new_tokens}, batch {self.batch}, "
-            f"vocabulary {self.vocab_size:,}{ends}"
-        )
+from .workloads import Workload
 
 
 @dataclass
@@ -93,26 +67,29 @@ class Row:
     over_bare_calls: float | None
 
 
-def settings_for(workload: Workload, block_length: int = 32) -> dict[str, dict[str, Any]]:
-    """The settings of `generate` to measure, by name."""
-    new = workload.max_new_tokens
-    shape = {"max_new_tokens": new, "block_length": block_length}
-    exact = {**shape, "max_denoising_steps": block_length}
-    fast = {**shape, "threshold": 0.9}
-    return {
-        'preset("llada")': {"generation_config": preset("llada", **shape, steps=new)},
-        "exact, whole canvas": {**exact, "eos_early_stop": False},
-        "exact": exact,
-        "threshold": fast,
-        'preset("fast-dllm")': {"generation_config": preset("fast-dllm", **shape)},
-        'preset("fast-dllm", kv_cache="dual")': {"generation_config": preset("fast-dllm", **shape, kv_cache="dual")},
-        "threshold, prefix cache": {**fast, "kv_cache": "prefix"},
-        "threshold, dual cache": {**fast, "kv_cache": "dual"},
-    }
+def plain_loops(
+    model: LLaDAModelLM | LLaDA2MoeModelLM, workload: Workload, prompt: torch.Tensor, block_length: int
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """The published samplers, written plainly, by name. The first is what everything is compared with."""
+    mask, eos, new = model.config.mask_token_id, model.config.eos_token_id, workload.max_new_tokens
+    if workload.model == "LLaDA2":
+        plain = partial(reference_block_generate, model, prompt, mask, eos, new, block_length)
+        editing = partial(plain, max_post_steps=16)
+        return {
+            "plain loop": partial(plain, threshold=0.95, steps=block_length),
+            "plain loop, 2.1 quality": partial(editing, threshold=0.7, editing_threshold=0.5),
+            "plain loop, 2.1 speed": partial(editing, threshold=0.5, editing_threshold=0.0),
+        }
+    plain = partial(reference_generate, model, prompt, mask, new, block_length, new)
+    loops = {"plain loop": plain}
+    if workload.is_complete:
+        # as it was published first, and as others still have it
+        loops["plain loop, float64"] = partial(plain, confidence_dtype=torch.float64)
+    return loops
 
 
 def measure(
-    model: LLaDAModelLM,
+    model: LLaDAModelLM | LLaDA2MoeModelLM,
     workload: Workload,
     prompt: torch.Tensor,
     settings: dict[str, dict[str, Any]],
@@ -123,7 +100,7 @@ def measure(
     Measures settings, repetition by repetition in turn.
 
     Args:
-        model ([`LLaDAModelLM`]):
+        model ([`LLaDAModelLM`] or [`LLaDA2MoeModelLM`]):
             The model.
         workload ([`Workload`]):
             What is generated.
@@ -141,13 +118,9 @@ def measure(
     """
     clock = clock_of(prompt.device)
     eos, new = model.config.eos_token_id, workload.max_new_tokens
-    plain = partial(reference_generate, model, prompt, model.config.mask_token_id, new, block_length, new)
-    runs: dict[str, Callable[[], torch.Tensor]] = {"plain loop": plain}
-    if workload.vocab_size <= 10_000:
-        # as it was published first, and as others still have it
-        runs["plain loop, float64"] = partial(plain, confidence_dtype=torch.float64)
+    runs = plain_loops(model, workload, prompt, block_length)
     for name, arguments in settings.items():
-        runs[name] = partial(model.generate, prompt, **arguments)
+        runs[name] = partial(_seeded, partial(model.generate, prompt, **arguments))
 
     # what does not depend on the time, and the first, slower run of everything
     answers, waits, peaks, meters = {}, {}, {}, {}
@@ -169,23 +142,26 @@ def measure(
                 bare[name].append(_time(partial(replay, model, meters[name].calls), clock))
 
     reference = "plain loop"
-    lengths = _lengths(answers[reference], eos)
+    lengths = {name: _lengths(answer, eos) for name, answer in answers.items()}
+    # some rules choose the length of the answer
+    padded = {
+        name: nn.functional.pad(answer, (0, new - answer.shape[1]), value=-1) for name, answer in answers.items()
+    }
+    inside = torch.arange(new, device=prompt.device) < lengths[reference].unsqueeze(1)
+    reference_tokens = int(lengths[reference].sum())
     rows = []
     for name in runs:
-        tokens, meter = int(_lengths(answers[name], eos).sum()), meters[name]
-        rate = tokens / median(seconds[name])
-        reference_tokens = int(lengths.sum())
+        tokens, meter = int(lengths[name].sum()), meters[name]
         speedups = [
             (tokens / mine) / (reference_tokens / theirs)
             for mine, theirs in zip(seconds[name], seconds[reference], strict=True)
         ]
-        inside = torch.arange(new, device=prompt.device) < lengths.unsqueeze(1)
         rows.append(
             Row(
                 setting=name,
                 seconds=median(seconds[name]),
                 tokens=tokens,
-                tokens_per_second=rate,
+                tokens_per_second=tokens / median(seconds[name]),
                 speedup=median(speedups),
                 forwards=meter.forwards,
                 positions=meter.positions,
@@ -193,13 +169,19 @@ def measure(
                 tokens_per_forward=tokens / meter.forwards / workload.batch,
                 syncs_per_forward=waits[name] / meter.forwards,
                 peak_megabytes=peaks[name] / 1e6,
-                agreement=float((answers[name] == answers[reference])[inside].float().mean()),
+                agreement=float((padded[name] == padded[reference])[inside].float().mean()),
                 in_model=median(share for share, _ in shares[name]),
                 in_backbone=median(share for _, share in shares[name]),
                 over_bare_calls=median(map(truediv, seconds[name], bare[name])) if bare[name] else None,
             )
         )
     return rows
+
+
+def _seeded(run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Draws, where a setting draws, the same in every repetition."""
+    torch.manual_seed(0)
+    return run()
 
 
 def _time(run: Callable[[], Any], clock: Callable[[], float]) -> float:
@@ -222,4 +204,4 @@ def _lengths(answers: torch.Tensor, eos: int) -> torch.Tensor:
     return torch.where(is_end.any(1), is_end.int().argmax(1) + 1, answers.shape[1])
 
 
-__all__ = ["Row", "Workload", "measure", "settings_for"]
+__all__ = ["Row", "measure", "plain_loops"]

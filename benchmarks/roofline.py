@@ -35,7 +35,7 @@ H200 = Device("NVIDIA H200", 4.8e12, 790e12)
 @dataclass(frozen=True)
 class Bound:
     """
-    The least time of one forward pass of a dense model.
+    The least time of one forward pass.
 
     Args:
         bytes (`float`):
@@ -55,18 +55,28 @@ class Bound:
 
 
 def backbone_weights(config: PreTrainedConfig) -> int:
-    """Weights that every position is multiplied by, without the head."""
+    """Weights that every position is multiplied by, without the head. Of experts, those that see it."""
     attention = config.hidden_size * config.head_dim * 2 * (config.num_attention_heads + config.num_key_value_heads)
-    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    widths = 0
+    for kind in config.mlp_layer_types:
+        if kind == "dense":
+            widths += 3 * config.intermediate_size
+        else:
+            seen = config.num_experts_per_tok * config.moe_intermediate_size
+            widths += 3 * (seen + config.shared_expert_intermediate_size) + config.num_experts
+    return config.num_hidden_layers * attention + config.hidden_size * widths
 
 
 def forward_bound(
     config: PreTrainedConfig, device: Device, batch: int, computed: int, seen: int, logit_rows: int, width: int = 2
 ) -> Bound:
     """
+    The least time of a forward pass. Of a model with experts only those of one token are read: how many more there
+    are depends on the tokens.
+
     Args:
         config ([`~transformers.PreTrainedConfig`]):
-            A dense model.
+            A model of this package.
         device ([`Device`]):
             The device.
         batch, computed, seen, logit_rows (`int`):
