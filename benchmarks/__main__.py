@@ -43,10 +43,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     parser.add_argument("--cache", type=Path, default=None, help="folder of trained models")
     options = parser.parse_args(arguments)
+    workloads = [workload for workload in (TINY if options.tiny else WORKLOADS) if options.only in str(workload)]
+    if not workloads and not options.accelerator:
+        parser.error(f"no workload has {options.only!r} in its name")
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
 
-    shape = {"hidden_size": 64, "num_layers": 2} if options.tiny else {}
+    shape = {"hidden_size": 64, "num_layers": 1} if options.tiny else {}
     cache = {"cache": options.cache} if options.cache else {}
     device = torch.device(options.device)
     machine = hardware()
@@ -59,9 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         "workloads": [],
         "steps": [],
     }
-    for workload in TINY if options.tiny else WORKLOADS:
-        if options.only not in str(workload):
-            continue
+    for workload in workloads:
         model = load(options.training_steps, workload.vocab_size, family=workload.model, **cache, **shape).to(device)
         prompt = draw_texts(
             workload.batch, workload.prompt_length, float(workload.stops), workload.prompt_length, seed=1

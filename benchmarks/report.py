@@ -175,6 +175,8 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
     except ImportError:
         return written
     workloads = results["workloads"]
+    if not workloads:
+        return written
     figure = Figure(figsize=(8, 2.2 * len(workloads)), layout="constrained")
     for axes, part in zip(figure.subplots(len(workloads), 1, squeeze=False)[:, 0], workloads, strict=True):
         names = [row["setting"] for row in part["rows"]][::-1]

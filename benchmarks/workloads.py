@@ -60,7 +60,7 @@ WORKLOADS = (
 # what the smoke test runs
 TINY = (
     Workload(32, 32, 2, TRAINED_VOCAB, is_complete=True),
-    Workload(40, 32, 1, TRAINED_VOCAB, model="LLaDA2"),
+    Workload(32, 32, 1, TRAINED_VOCAB, model="LLaDA2"),
 )
 
 
