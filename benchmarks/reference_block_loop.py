@@ -63,7 +63,10 @@ def reference_block_generate(
             if is_filled and (editing_threshold is None or post_steps > max_post_steps):
                 break
             logits = model(input_ids=window, block_length=block_length).logits[:, start:]
-            confidence, tokens = logits.float().softmax(-1).max(-1)
+            probabilities = logits.float().softmax(-1)
+            # the published loop never ends where a model proposes the mask token
+            probabilities[..., mask_token_id] = 0
+            confidence, tokens = probabilities.max(-1)
             base, extra = divmod(block_length, steps) if steps else (1, 0)
             least = min(base + (step < extra), int(masked.sum()))
             changed = masked & (confidence > threshold)

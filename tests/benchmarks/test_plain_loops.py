@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from golden import FIXTURES, load_golden
+from transformers.modeling_outputs import MaskedLMOutput
 
 from benchmarks.reference_block_loop import reference_block_generate
 from benchmarks.reference_loop import reference_generate
@@ -56,6 +57,17 @@ def test_the_plain_block_loop_gives_the_stored_answers(block_causal, golden, cas
     assert answer.shape[1] == case["gen_length"]
     assert torch.equal(answer[:, : expected.shape[1]], expected)
     assert (answer[:, expected.shape[1] :] == TOKENS["eos_token_id"]).all()
+
+
+def test_the_plain_block_loop_never_writes_the_mask_token():
+    # each token but the mask token, which is likelier in every step, is as likely as any other
+    def model(input_ids, block_length):
+        return MaskedLMOutput(logits=torch.zeros(*input_ids.shape, 320).index_fill(2, torch.tensor(300), 9.0))
+
+    shape = {"max_new_tokens": 11, "block_length": 8, "threshold": 0.5}
+    for rule in ({"steps": 3}, {"editing_threshold": 0.0, "max_post_steps": 2}):
+        sequence = reference_block_generate(model, torch.tensor([[5, 6, 7]]), **shape, **rule, **TOKENS)
+        assert sequence.tolist() == [[5, 6, 7] + [0] * 11]
 
 
 @pytest.mark.parametrize("length", [8, 11, 19])
