@@ -41,7 +41,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert plain["positions"] == plain["logit_rows"] == 32 * 2 * 64
     for name in ('preset("llada")', "exact, whole canvas", "exact"):
         assert full[name]["forwards"] <= 32 and full[name]["logit_rows"] < plain["logit_rows"]
-    assert full["exact, whole canvas"]["logit_rows"] == 2 * sum(range(33))
+    # on a CPU, the head fills 7 to 15 rows up to 16
+    rows = [16 if 6 < 2 * masks < 16 else 2 * masks for masks in range(33)]
+    assert full["exact, whole canvas"]["logit_rows"] == sum(rows)
 
     plain, uncached, cached = (
         block_causal[name] for name in ("plain loop", 'preset("llada2"), no cache', 'preset("llada2")')
