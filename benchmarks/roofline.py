@@ -56,15 +56,19 @@ class Bound:
 
 def backbone_weights(config: PreTrainedConfig) -> int:
     """Weights that every position is multiplied by, without the head. Of experts, those that see it."""
-    attention = config.hidden_size * config.head_dim * 2 * (config.num_attention_heads + config.num_key_value_heads)
-    widths = 0
-    for kind in config.mlp_layer_types:
-        if kind == "dense":
-            widths += 3 * config.intermediate_size
-        else:
-            seen = config.num_experts_per_tok * config.moe_intermediate_size
-            widths += 3 * (seen + config.shared_expert_intermediate_size) + config.num_experts
-    return config.num_hidden_layers * attention + config.hidden_size * widths
+    keys = 2 * config.num_hidden_layers * config.hidden_size * config.head_dim * config.num_key_value_heads
+    return keys + sum(_asking_weights(config, kind) for kind in config.mlp_layer_types)
+
+
+def _asking_weights(config: PreTrainedConfig, kind: str) -> int:
+    """Those of one layer without keys and values: in the last, only wanted positions are multiplied by them."""
+    width = 2 * config.num_attention_heads * config.head_dim
+    if kind == "dense":
+        width += 3 * config.intermediate_size
+    else:
+        seen = config.num_experts_per_tok * config.moe_intermediate_size
+        width += 3 * (seen + config.shared_expert_intermediate_size) + config.num_experts
+    return config.hidden_size * width
 
 
 def forward_bound(
@@ -89,6 +93,10 @@ def forward_bound(
     attended = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * computed * seen * batch
     bytes_ = float(width * (weights + head + cached))
     flops = float(2 * weights * computed * batch + attended + 2 * head * logit_rows)
+    unwanted = computed * batch - logit_rows
+    in_last_layer = 2 * _asking_weights(config, config.mlp_layer_types[-1])
+    in_last_layer += 4 * config.num_attention_heads * config.head_dim * seen
+    flops -= unwanted * in_last_layer
     memory, compute = bytes_ / device.bandwidth, flops / device.flops
     return Bound(bytes_, flops, max(memory, compute), memory > compute)
 

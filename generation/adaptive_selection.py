@@ -1,10 +1,13 @@
 """Thresholds that look at more than the confidence: at runs of masks, at what is left, at the step before."""
 
+import math
+
 import torch
 
 from .canvas import Canvas
 from .proposals import Proposal
 from .regions import Block
+from .scores import divergence
 from .selection import AdaptiveSelector, Selector, ThresholdSelector, best
 
 
@@ -124,11 +127,13 @@ class StableSelector(AdaptiveSelector):
         if block.index == 0 or not self.looks_ahead:
             # for how many steps the distribution of a position has not moved
             self.calm = torch.zeros_like(canvas.tokens)
-            # the distributions of the step before, at the positions from `start` on; made when the vocabulary is known
+            # logarithms of the distributions of the step before, at the positions from `start` on; made when the
+            # vocabulary is known
             self.previous: torch.Tensor | None = None
         elif self.previous is not None:
             gone = block.start - self.start
-            self.previous = torch.cat([self.previous[:, gone:], torch.zeros_like(self.previous[:, :gone])], dim=1)
+            nothing = torch.full_like(self.previous[:, :gone], math.log(1e-12))
+            self.previous = torch.cat([self.previous[:, gone:], nothing], dim=1)
         self.start = block.start
         self.width = (block.end - block.start) * (2 if self.looks_ahead else 1)
 
@@ -141,16 +146,14 @@ class StableSelector(AdaptiveSelector):
 
     def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
         self.step += 1
-        now = proposal.logits.to(proposal.scores.dtype).softmax(1)
+        length, logits, dtype = canvas.tokens.shape[1], proposal.logits, proposal.scores.dtype
         if self.previous is None:
-            self.previous = now.new_zeros(len(canvas.tokens), self.width, now.shape[1])
-        length, width = canvas.tokens.shape[1], self.previous.shape[1]
-        cells = proposal.index // length * width + proposal.index % length - self.start
-        before = self.previous.flatten(0, 1)
-        divergence = (now * ((now + 1e-12).log() - (before[cells] + 1e-12).log())).sum(1)
-        before.index_copy_(0, cells, now)
+            shape = len(canvas.tokens), self.width, logits.shape[1]
+            self.previous = torch.full(shape, math.log(1e-12), dtype=dtype, device=logits.device)
+        cells = proposal.index // length * self.previous.shape[1] + proposal.index % length - self.start
+        moved = divergence(logits, self.previous.flatten(0, 1), cells, dtype)
         asked = proposal.spread(torch.ones_like(proposal.index), 0).bool()
-        is_calm = proposal.spread(divergence, torch.inf) < self.kl_threshold
+        is_calm = proposal.spread(moved, torch.inf) < self.kl_threshold
         self.calm = torch.where(asked, torch.where(is_calm, self.calm + 1, 0), self.calm)
 
         scores = proposal.eligible_scores()

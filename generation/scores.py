@@ -55,6 +55,36 @@ def confidence(logits: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype = 
     return torch.stack(parts).sum(0).reciprocal()
 
 
+def divergence(
+    logits: torch.Tensor, before: torch.Tensor, cells: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """
+    How far distributions have moved since the step before: the Kullback-Leibler divergence in nats, with 1e-12 added
+    to each probability (KLASS, arXiv 2511.05664). On the CPU a few positions at a time.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+            Logits of some positions.
+        before (`torch.FloatTensor` of shape `(cells, vocab_size)`):
+            Logarithms of the distributions of the step before, replaced by the present ones at the positions.
+        cells (`torch.LongTensor` of shape `(positions,)`):
+            Which of them belong to the positions.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Precision of the arithmetic and of the result.
+
+    Returns:
+        `torch.FloatTensor` of shape `(positions,)`.
+    """
+    height = max(_CELLS // logits.shape[1], 1) if logits.device.type == "cpu" else max(len(logits), 1)
+    distances = []
+    for part, places in zip(logits.split(height), cells.split(height), strict=True):
+        probability = part.to(dtype).softmax(1)
+        now = (probability + 1e-12).log_()
+        distances.append((now - before[places]).mul_(probability).sum(1))
+        before.index_copy_(0, places, now)
+    return torch.cat(distances)
+
+
 def margin(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The distance between the two largest probabilities of each position. Arguments as in [`confidence`]."""
     logits = logits.to(dtype)
@@ -93,4 +123,4 @@ def calibrated(
     return surprise.nan_to_num(nan=0.0, posinf=cap).clamp(max=cap) * (-decay * offset.double()).exp()
 
 
-__all__ = ["calibrated", "confidence", "entropy", "likeliest", "margin"]
+__all__ = ["calibrated", "confidence", "divergence", "entropy", "likeliest", "margin"]
