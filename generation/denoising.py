@@ -69,7 +69,7 @@ def denoise(
                     break
                 propose.skip(canvas)
                 continue
-            index = (~wanted).flatten().argsort(stable=True)[: sum(counts)]
+            index = forward.index(canvas, wanted, counts)
             # 1.b. and 1.c. logits, tokens, scores
             proposal = propose(forward(canvas, wanted, counts), canvas, index, eligible)
             # 1.d. positions to commit and to revise

@@ -53,6 +53,13 @@ class FullForward:
         """The number of wanted positions in each row: what a step waits for the device to tell, once."""
         return wanted.sum(1).tolist()
 
+    def index(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """
+        Where the wanted positions are, counted through the canvas row by row, in the order of their logits:
+        `torch.LongTensor` of shape `(positions,)`. The arguments are those of a call.
+        """
+        return (~wanted).flatten().argsort(stable=True)[: sum(counts)]
+
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """
         Args:
@@ -64,7 +71,7 @@ class FullForward:
                 Their number in each row.
 
         Returns:
-            `torch.FloatTensor` of shape `(positions, vocab_size)`: The logits, row by row.
+            `torch.FloatTensor` of shape `(positions, vocab_size)`: The logits.
         """
         rows = [row for row, count in enumerate(counts) if count or self.keeps_shapes]
         extra: dict = {}

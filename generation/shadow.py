@@ -69,10 +69,18 @@ class ShadowForward(FullForward):
             seen[:, :length] &= canvas.attention_mask.bool()
         self.visible = (seen_by_canvas & seen.unsqueeze(1)).unsqueeze(1)  # [batch, 1, queries, keys]
 
+    def _keep(self, canvas: Canvas, wanted: torch.Tensor) -> torch.Tensor:
+        """What is wanted of the longer canvas."""
+        shadow = (wanted & ~canvas.masked)[:, self.block.start : self.block.end]
+        return torch.cat([wanted & canvas.masked, shadow], dim=1)
+
+    def index(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        keep = self._keep(canvas, wanted)
+        cells = (~keep).flatten().argsort(stable=True)[: sum(counts)]
+        return cells // keep.shape[1] * canvas.tokens.shape[1] + self.places[cells % keep.shape[1]]
+
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        start, end = self.block.start, self.block.end
-        shadow = canvas.tokens.new_full((len(canvas.tokens), end - start), canvas.mask_token_id)
-        keep = torch.cat([wanted & canvas.masked, (wanted & ~canvas.masked)[:, start:end]], dim=1)
+        shadow = canvas.tokens.new_full((len(canvas.tokens), self.block.end - self.block.start), canvas.mask_token_id)
         longer = copy.copy(canvas)
         longer.tokens = torch.cat([canvas.tokens, shadow], dim=1)
         longer.frozen = torch.cat([canvas.frozen, torch.zeros_like(shadow, dtype=torch.bool)], dim=1)
@@ -80,11 +88,7 @@ class ShadowForward(FullForward):
         rows = [row for row, count in enumerate(counts) if count]
         everything = slice(None)
         extra = {"position_ids": self.places.unsqueeze(0)}
-        logits = self._run(longer, keep, counts, rows, everything, everything, extra)
-        # from the order of the longer canvas to that of the canvas
-        cells = (~keep).flatten().argsort(stable=True)[: sum(counts)]
-        places = cells // keep.shape[1] * canvas.tokens.shape[1] + self.places[cells % keep.shape[1]]
-        return logits[places.argsort()]
+        return self._run(longer, self._keep(canvas, wanted), counts, rows, everything, everything, extra)
 
 
 __all__ = ["DraftSelector", "ShadowForward"]
