@@ -34,9 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="where the trained models run")
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument(
-        "--training-steps", type=int, help="of each model, the first time; by default as many as it takes to be sure"
-    )
+    parser.add_argument("--training-steps", type=int, default=600, help="of each model, the first time")
     parser.add_argument("--only", default="", help="workloads whose name holds this")
     parser.add_argument(
         "--tiny", action="store_true", help="a model of a few weights, in seconds: figures mean nothing"

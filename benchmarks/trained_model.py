@@ -23,8 +23,6 @@ from .synthetic_text import EOS, MASK, PERIOD, draw_texts, word_tokenizer
 
 CACHE = Path(__file__).parent / ".cache"
 TRAINED_VOCAB = 8192
-# on short texts, until the model is sure
-TRAINING_STEPS = {"LLaDA": 1200, "LLaDA2": 600}
 # the last words, which no text holds
 CONTROL_TOKENS = {"delete_token_id": TRAINED_VOCAB - 2, "split_token_id": TRAINED_VOCAB - 1}
 
@@ -142,7 +140,7 @@ def train(model: LLaDAModelLM | LLaDA2MoeModelLM, folder: Path, steps: int) -> N
 
 
 def load(
-    steps: int | None = None,
+    steps: int,
     vocab_size: int = TRAINED_VOCAB,
     cache: Path = CACHE,
     family: Literal["LLaDA", "LLaDA2"] = "LLaDA",
@@ -152,8 +150,8 @@ def load(
     Loads a model, and trains it before if that has not happened.
 
     Args:
-        steps (`int`, *optional*):
-            As in [`train`], as many as the model takes to be sure if not given.
+        steps (`int`):
+            As in [`train`].
         vocab_size (`int`, *optional*, defaults to 8192):
             Rows of embedding and head. Those beyond the trained ones are copies of a row whose token no text holds,
             which is what unused rows of a real vocabulary look like.
@@ -165,7 +163,6 @@ def load(
     Returns:
         [`LLaDAModelLM`] or [`LLaDA2MoeModelLM`]: In evaluation mode.
     """
-    steps = steps or TRAINING_STEPS[family]
     settings = [str(steps), *(f"{name}{value}" for name, value in sorted(shape.items()))]
     folder = cache / "-".join([family.lower(), *settings])
     if not (folder / "config.json").is_file():
@@ -179,4 +176,4 @@ def load(
     return model
 
 
-__all__ = ["CACHE", "CONTROL_TOKENS", "TRAINED_VOCAB", "TRAINING_STEPS", "load", "make_model", "train"]
+__all__ = ["CACHE", "CONTROL_TOKENS", "TRAINED_VOCAB", "load", "make_model", "train"]
