@@ -8,7 +8,7 @@ from .canvas import Canvas
 from .proposals import Proposal
 from .regions import Block
 from .scores import divergence
-from .selection import AdaptiveSelector, Selector, ThresholdSelector, best
+from .selection import AdaptiveSelector, ThresholdSelector, best
 
 
 class HierarchicalSelector(AdaptiveSelector):
@@ -163,42 +163,4 @@ class StableSelector(AdaptiveSelector):
         return torch.where(ready.any(1, keepdim=True), ready, best(scores, *self.plan.at(self.step)))
 
 
-class EarlyCommitSelector(Selector):
-    """
-    Commits all that is left of a block once the model is sure on average: the mean distance between the two largest
-    logits exceeds a bound, which is lower the more of the block is filled (Prophet, arXiv 2508.19982).
-
-    Args:
-        selector ([`~llada.generation.selection.Selector`]):
-            Says what to commit before.
-        gaps (`list[float]`):
-            The bounds, for equal shares of the block, the first filled first.
-    """
-
-    def __init__(self, selector: Selector, gaps: list[float]):
-        self.selector = selector
-        self.gaps = gaps
-
-    def begin(self, canvas: Canvas, block: Block) -> None:
-        self.selector.begin(canvas, block)
-        # of every row: the masks at first, and the bounds; copied to the device once
-        self.at_first = torch.tensor(block.num_masked, device=canvas.tokens.device).clamp(min=1)
-        self.bounds = torch.tensor(self.gaps, device=canvas.tokens.device)
-
-    def eligible(self, canvas: Canvas, block: Block) -> torch.Tensor | None:
-        return self.selector.eligible(canvas, block)
-
-    def observed(self, canvas: Canvas, block: Block, eligible: torch.Tensor) -> torch.Tensor:
-        return self.selector.observed(canvas, block, eligible)
-
-    def select(self, proposal: Proposal, canvas: Canvas, block: Block) -> torch.Tensor:
-        chosen = self.selector.select(proposal, canvas, block)
-        first, second = proposal.logits.float().topk(2, dim=1).values.unbind(1)
-        left = proposal.eligible.sum(1)
-        gap = proposal.spread(first - second, 0.0).masked_fill(~proposal.eligible, 0.0).sum(1) / left.clamp(min=1)
-        stage = ((self.at_first - left) * len(self.gaps) // self.at_first).clamp(0, len(self.gaps) - 1)
-        is_sure = gap > self.bounds[stage]
-        return chosen | (proposal.eligible & is_sure.unsqueeze(1))
-
-
-__all__ = ["ContextThresholdSelector", "EarlyCommitSelector", "HierarchicalSelector", "StableSelector"]
+__all__ = ["ContextThresholdSelector", "HierarchicalSelector", "StableSelector"]

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 
-from .adaptive_selection import ContextThresholdSelector, EarlyCommitSelector, HierarchicalSelector, StableSelector
+from .adaptive_selection import ContextThresholdSelector, HierarchicalSelector, StableSelector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .compiled import CompiledModel
 from .configuration_diffusion import DiffusionGenerationConfig
+from .early_commit import GapSelector, SteadySelector
 from .expansion import ExpandingForward, Expansion
 from .forwards import BlockCausalForward, DualForward, FullForward, PrefixForward
 from .levenshtein import LevenshteinEditing
@@ -157,7 +158,11 @@ def make_selector(config: DiffusionGenerationConfig, region: Region, block_causa
     """The rule that commits proposals."""
     check_complete(config)
     selector = _make_selector(config, region, block_causal)
-    return selector if config.commit_gaps is None else EarlyCommitSelector(selector, config.commit_gaps)
+    if config.commit_gaps is not None:
+        return GapSelector(selector, config.commit_gaps)
+    if config.stable_steps is not None:
+        return SteadySelector(selector, config.stable_steps, config.rule_setting("stable_entropy"))
+    return selector
 
 
 def _make_selector(config: DiffusionGenerationConfig, region: Region, block_causal: bool) -> Selector:

@@ -46,6 +46,7 @@ _FOREIGN_NAMES = {
     "mask_id": "mask_token_id",
     "max_gen_length": "max_new_tokens",
     "num_inference_steps": "max_denoising_steps",
+    "stability_threshold": "stable_steps",
     "threshold_back": "verify_threshold",
 }
 
@@ -161,6 +162,11 @@ class DiffusionGenerationConfig(GenerationConfig):
         commit_gaps (`list[float]`, *optional*):
             Keeps all predictions of a block once the mean distance between their two largest logits exceeds the bound
             for the share of the block that is filled, e.g. `[7.5, 5.0, 2.5]` for thirds (Prophet, arXiv 2508.19982).
+        stable_steps (`int`, *optional*):
+            Keeps all predictions of a block once the likeliest tokens at its masks have not changed for so many steps
+            and their mean entropy is below `stable_entropy` (DiffusionGemma, 1).
+        stable_entropy (`float`, *optional*, defaults to 0.005):
+            That bound, in nats.
         step_schedule (`str`, *optional*):
             How a fixed number of steps shares out the masks. In equal parts by default; `"dream"`: by the time grid of
             Dream (arXiv 2508.15487); `"bernoulli"`: by chance, each mask for itself with the probability of that grid.
@@ -282,6 +288,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         self.credit_exponent: float | None = kwargs.pop("credit_exponent", None)
         self.credit_decay: float | None = kwargs.pop("credit_decay", None)
         self.commit_gaps: list[float] | None = kwargs.pop("commit_gaps", None)
+        self.stable_steps: int | None = kwargs.pop("stable_steps", None)
+        self.stable_entropy: float | None = kwargs.pop("stable_entropy", None)
         self.step_schedule: str | None = kwargs.pop("step_schedule", None)
         self.remasking_temperature: float | None = kwargs.pop("remasking_temperature", None)
         self.remask_threshold: float | None = kwargs.pop("remask_threshold", None)

@@ -38,6 +38,7 @@ NOT_NEGATIVE = (
     "position_decay",
     "remasking_temperature",
     "span_deviation",
+    "stable_entropy",
 )
 # ... an integer, at least this
 COUNTS = {
@@ -54,6 +55,7 @@ COUNTS = {
     "max_post_steps": 0,
     "refresh_interval": 1,
     "span_window": 1,
+    "stable_steps": 1,
     "steps": 1,
     "suffix_window": 0,
     "vicinity": 0,
@@ -78,6 +80,7 @@ RULE_DEFAULTS = {
     "span_stops_early": False,
     "span_threshold": 0.3,
     "span_window": 2,
+    "stable_entropy": 0.005,
     "vicinity": 16,
 }
 
@@ -96,6 +99,9 @@ REFINEMENTS = ("low_threshold", "threshold_relaxation", "kl_threshold", "verify_
 # rules that change what was committed: at most one
 REVISIONS = ("editing_threshold", "remask_threshold", "verify_threshold")
 
+# rules that commit all that is left: at most one
+EARLY_COMMITS = ("commit_gaps", "stable_steps")
+
 # setting -> the one that it refines
 NEEDS = {
     "credit_decay": "credit_weight",
@@ -113,6 +119,7 @@ NEEDS = {
     "span_stops_early": "exploration_steps",
     "span_threshold": "exploration_steps",
     "span_window": "exploration_steps",
+    "stable_entropy": "stable_steps",
     **dict.fromkeys(REFINEMENTS, "threshold"),
 }
 
@@ -157,6 +164,7 @@ CONFLICTS: dict[tuple[Setting, Setting], str] = {
         (("expand_threshold", None), (name, None)): reason
         for name, reason in {
             "commit_gaps": "the share of a block that is filled falls when masks are inserted",
+            "stable_steps": "masks that are inserted have no step before",
             "credit_weight": "a position that moves leaves its credit behind",
             "editing_threshold": "edits keep the places of a block, and masks that are inserted move them",
             "exploration_steps": "a span is where it was found, and its text moves",
@@ -177,11 +185,15 @@ CONFLICTS: dict[tuple[Setting, Setting], str] = {
     (("exploration_steps", None), ("remask_threshold", None)): "a span is not looked at again once it is filled",
     (("exploration_steps", None), ("editing_threshold", None)): "a span is not looked at again once it is filled",
     **{
-        (("commit_gaps", None), (name, None)): "the one ends a block at once and the other opens it again"
+        ((early, None), (name, None)): "the one ends a block at once and the other opens it again"
+        for early in EARLY_COMMITS
         for name in REVISIONS
     },
-    (("commit_gaps", None), ("exploration_steps", None)): "the distance of a span says nothing of the block",
-    (("commit_gaps", None), ("step_schedule", ("bernoulli",))): "positions are revealed whatever the model says there",
+    **{((early, None), ("exploration_steps", None)): "a span says nothing of the block" for early in EARLY_COMMITS},
+    **{
+        ((early, None), ("step_schedule", ("bernoulli",))): "positions are revealed whatever the model says there"
+        for early in EARLY_COMMITS
+    },
     **{
         ((name, None), (rule, None)): "it orders a fixed plan, and the other compares the scores of the model"
         for name in ("remasking_temperature", "step_schedule")
@@ -219,6 +231,7 @@ NOT_IN_THE_REFERENCE = (
     "kv_cache",
     "remask_threshold",
     "remasking_temperature",
+    "stable_steps",
     "step_schedule",
     "suffix_window",
 )
@@ -274,6 +287,7 @@ def check_combinations(config: Any) -> None:
         (SELECTIONS, "how many predictions a step keeps"),
         (REFINEMENTS, "how a threshold is used"),
         (REVISIONS, "what becomes of kept predictions"),
+        (EARLY_COMMITS, "when the rest of a block is kept"),
     ):
         both = [name for name in group if name in given]
         if len(both) > 1:
@@ -340,6 +354,7 @@ def _named(names: list[str]) -> str:
 __all__ = [
     "CACHE_SETTINGS",
     "CONFLICTS",
+    "EARLY_COMMITS",
     "NEEDS",
     "NOT_IN_THE_REFERENCE",
     "NO_PROBABILITY",

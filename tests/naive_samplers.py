@@ -222,6 +222,23 @@ class NaiveSampler:
                     self.canvas[i] = tokens[i]
         return self.canvas
 
+    def stable(self, steps: int, bound: float) -> list[int]:
+        for start, end in self.blocks():
+            history: list[dict[int, int]] = []
+            while masked := self.masked(start, end):
+                logits = self.logits()
+                tokens, confidence = self.propose(logits)
+                history.append({i: logits[i].argmax().item() for i in masked})
+                last = history[-steps - 1 :]
+                unchanged = len(last) == steps + 1 and all(
+                    now[i] == before[i] for before, now in zip(last, last[1:], strict=False) for i in now
+                )
+                entropies = [-(logits[i].softmax(-1) * logits[i].log_softmax(-1)).sum().item() for i in masked]
+                is_settled = unchanged and sum(entropies) / len(entropies) < bound
+                for i in masked if is_settled else sorted(masked, key=lambda i: -confidence[i])[:1]:
+                    self.canvas[i] = tokens[i]
+        return self.canvas
+
     def cached(self, tau: float, computed) -> list[int]:
         """
         Keys and values of all positions; `computed(step, start, end, previous)` says which are computed in a step of a

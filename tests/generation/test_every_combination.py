@@ -52,6 +52,7 @@ SELECTIONS = {
     "slowfast": {"threshold": 0.7, "exploration_steps": 2, "span_threshold": 0.6},
     "credit": {"threshold": 0.8, "credit_weight": 0.7},
     "prophet": {"commit_gaps": [3.0, 2.5, 2.0]},
+    "stable": {"stable_steps": 1, "stable_entropy": 2.0},
     "calibrated": {"remasking": "position_calibrated"},
 }
 

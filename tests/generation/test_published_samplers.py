@@ -58,6 +58,8 @@ CASES = {
         lambda s: s.slow_fast(0.8, 4, 0.7, 3, 0.4),
     ),
     "prophet": ({"commit_gaps": [3.0, 2.5, 2.0]}, lambda s: s.prophet([3.0, 2.5, 2.0])),
+    "stable": ({"stable_steps": 1, "stable_entropy": 2.0}, lambda s: s.stable(1, 2.0)),
+    "stable for long": ({"stable_steps": 2, "stable_entropy": 2.5}, lambda s: s.stable(2, 2.5)),
     "vicinity": (
         {"threshold": 0.7, "kv_cache": "vicinity", "vicinity": 2},
         lambda s: s.cached(0.7, vicinity(2)),

@@ -35,6 +35,7 @@ ADAPTIVE = {
     "slowfast": {"threshold": 0.9, "exploration_steps": 2, "span_threshold": 0.3},
     "credit": {"threshold": 0.9, "credit_weight": 0.7},
     "prophet": {"commit_gaps": [9.0, 8.0]},
+    "stable": {"stable_steps": 1, "stable_entropy": 0.1},
     "rising": {"suppress_eos": "rising"},
     "random": {"remasking": "random"},
     "drawn order": {"remasking_temperature": 0.5},

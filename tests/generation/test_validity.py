@@ -8,6 +8,7 @@ from llada import DiffusionGenerationConfig
 from llada.generation.validity import (
     CACHE_SETTINGS,
     CONFLICTS,
+    EARLY_COMMITS,
     NEEDS,
     NOT_IN_THE_REFERENCE,
     REFINEMENTS,
@@ -34,6 +35,7 @@ VALUES = {
     "remasking": "margin",
     "span_stops_early": True,
     "span_window": 2,
+    "stable_steps": 2,
     "step_schedule": "dream",
     "steps": 4,
     "suffix_window": 4,
@@ -46,7 +48,7 @@ def settings_of(*names, **values):
     return {name: VALUES.get(name, 0.5) for name in names} | values
 
 
-@pytest.mark.parametrize("group", [SELECTIONS, REFINEMENTS, REVISIONS], ids=["selections", "refinements", "revisions"])
+@pytest.mark.parametrize("group", [SELECTIONS, REFINEMENTS, REVISIONS, EARLY_COMMITS])
 def test_one_of_a_group(group):
     for first in group:
         DiffusionGenerationConfig(**settings_of(first))
