@@ -155,7 +155,8 @@ class LLaDAAttention(nn.Module):
         asking, turns = hidden_states, position_embeddings
         if positions_to_keep is not None:
             asking = take_positions(hidden_states, positions_to_keep)
-            turns = tuple(take_positions(turn, positions_to_keep) for turn in turns)
+            cos, sin = position_embeddings
+            turns = take_positions(cos, positions_to_keep), take_positions(sin, positions_to_keep)
         query = self.q_norm(self.q_proj(asking).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         value = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

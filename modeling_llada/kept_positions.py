@@ -42,18 +42,18 @@ def take_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tenso
     return states.expand(len(positions), -1, -1)[rows, positions]
 
 
-def take_queries(visible: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor | None:
+def take_queries(visible: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """
     Args:
-        visible (`torch.Tensor` of shape `(batch or 1, heads or 1, length or 1, keys)`, *optional*):
+        visible (`torch.Tensor` of shape `(batch or 1, heads or 1, length or 1, keys)`):
             An attention mask.
         positions (`torch.LongTensor` of shape `(batch, kept)`):
             The query positions to take from each row.
 
     Returns:
-        `torch.Tensor` of shape `(batch or 1, heads or 1, kept or 1, keys)` or `None`.
+        `torch.Tensor` of shape `(batch or 1, heads or 1, kept or 1, keys)`.
     """
-    if visible is None or visible.shape[2] == 1:
+    if visible.shape[2] == 1:
         return visible
     rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
     return visible.expand(len(positions), -1, -1, -1).transpose(1, 2)[rows, positions].transpose(1, 2)

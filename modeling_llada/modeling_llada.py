@@ -259,13 +259,12 @@ class LLaDAModel(LLaDAPreTrainedModel):
             if past_key_values is not None:
                 inexact = find_cut_block(position_ids, self.config.block_size)
         # experts that a block shares depend on all its tokens, and only a mask per query can be cut
-        cut_last_layer = positions_to_keep is not None and routing_blocks is None
-        cut_last_layer &= visible is None or (isinstance(visible, torch.Tensor) and visible.ndim == 4)
+        by_query = isinstance(visible, torch.Tensor) and visible.ndim == 4
+        is_cut = routing_blocks is None and (visible is None or by_query)
         hidden_states = self.dropout(inputs_embeds)
         for index, layer in enumerate(self.layers):
-            positions = None
-            if cut_last_layer and index == len(self.layers) - 1:
-                positions = positions_to_keep
+            positions = positions_to_keep if is_cut and index == len(self.layers) - 1 else None
+            if positions is not None and isinstance(visible, torch.Tensor):
                 visible = take_queries(visible, positions)
             hidden_states = layer(
                 hidden_states,
@@ -278,7 +277,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 positions_to_keep=positions,
                 **kwargs,
             )
-        if positions_to_keep is not None and not cut_last_layer:
+        if positions_to_keep is not None and not is_cut:
             hidden_states = take_positions(hidden_states, positions_to_keep)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
@@ -354,9 +353,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             output_router_logits = getattr(self.config, "output_router_logits", False)
         if output_router_logits and "sparse" not in self.config.mlp_layer_types:
             raise ValueError("`output_router_logits=True`, but no layer of this model has experts; leave it out.")
-        positions_to_keep = None
+        positions_to_keep = wanted = None
         if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
             positions_to_keep = true_first(logits_to_keep, max(num_logits_to_keep))
+            is_wanted = logits_to_keep.gather(1, positions_to_keep)
+            wanted = true_first(is_wanted.flatten(), sum(num_logits_to_keep))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -367,12 +368,10 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             positions_to_keep=positions_to_keep,
             **kwargs,
         )
-        if positions_to_keep is None:
+        if wanted is None:
             logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         else:
-            is_wanted = logits_to_keep.gather(1, positions_to_keep).flatten()
-            index = true_first(is_wanted, sum(num_logits_to_keep))
-            logits = apply_head(self.lm_head, outputs.last_hidden_state.flatten(0, 1)[index])
+            logits = apply_head(self.lm_head, outputs.last_hidden_state.flatten(0, 1)[wanted])
         if self.config.float32_logits:
             logits = logits.float()
         loss = None
