@@ -38,7 +38,9 @@ def take_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tenso
     Returns:
         `torch.Tensor` of shape `(batch, kept, width)`.
     """
-    rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
+    # layers may be on several devices
+    positions = positions.to(states.device)
+    rows = torch.arange(len(positions), device=states.device).unsqueeze(1)
     return states.expand(len(positions), -1, -1)[rows, positions]
 
 

@@ -371,7 +371,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         if wanted is None:
             logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         else:
-            logits = apply_head(self.lm_head, outputs.last_hidden_state.flatten(0, 1)[wanted])
+            hidden_states = outputs.last_hidden_state.flatten(0, 1)
+            logits = apply_head(self.lm_head, hidden_states[wanted.to(hidden_states.device)])
         if self.config.float32_logits:
             logits = logits.float()
         loss = None
