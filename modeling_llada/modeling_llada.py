@@ -338,7 +338,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 Divides the summed loss, instead of the number of labels.
             output_router_logits (`bool`, *optional*):
                 Whether to record the routers, and to add what keeps their load even to the loss.
-                `config.output_router_logits` if not given.
+                `config.output_router_logits` if not given, and never with `num_logits_to_keep`.
 
         Returns:
             [`~transformers.modeling_outputs.MaskedLMOutput`] with `logits` of shape `(batch, kept, vocab_size)`, or
@@ -346,11 +346,17 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             `labels` are given. With `output_router_logits`, a [`~router_losses.MoeMaskedLMOutput`].
 
         Raises:
-            ValueError: See [`LLaDAModel.forward`]; or if routers are to be recorded that do not exist, or that the
-                loss cannot reach.
+            ValueError: See [`LLaDAModel.forward`]; or if routers are to be recorded that do not exist, that the loss
+                cannot reach, or where the last layer leaves positions out.
         """
+        is_sampling = num_logits_to_keep is not None
         if output_router_logits is None:
-            output_router_logits = getattr(self.config, "output_router_logits", False)
+            output_router_logits = not is_sampling and getattr(self.config, "output_router_logits", False)
+        if output_router_logits and is_sampling:
+            raise ValueError(
+                "`output_router_logits=True` is about all positions, and with `num_logits_to_keep` the last layer "
+                "leaves some out; leave out one of them."
+            )
         if output_router_logits and "sparse" not in self.config.mlp_layer_types:
             raise ValueError("`output_router_logits=True`, but no layer of this model has experts; leave it out.")
         positions_to_keep = wanted = None

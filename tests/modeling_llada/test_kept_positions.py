@@ -106,6 +106,23 @@ def test_experts_that_a_block_shares_see_the_whole_block():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["llada_moe", "llada2_moe"])
+def test_sampling_records_no_routers(name):
+    """A checkpoint whose training recorded them writes what it would write otherwise."""
+    torch.manual_seed(0)
+    model = TINY[name]().eval()
+    ids, padded = torch.randint(0, 40, (3, LENGTH)), masks()["padded"]
+    settings = {"attention_mask": padded, "max_new_tokens": 8, "block_length": 4}
+    expected = model.generate(ids, **settings)
+    model.config.output_router_logits = True
+    assert torch.equal(model.generate(ids, **settings), expected)
+    wanted = torch.ones(3, LENGTH, dtype=torch.bool)
+    assert model(ids, logits_to_keep=wanted).router_logits is not None
+    with pytest.raises(ValueError, match="`output_router_logits=True` is about all positions"):
+        model(ids, logits_to_keep=wanted, num_logits_to_keep=[LENGTH] * 3, output_router_logits=True)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("counts", [[2, 5, 0], [4, 4, 4], [0, 0, 1], [12, 3, 7]])
 def test_logits_of_known_numbers_of_cells(model, ids, counts):
     wanted = torch.zeros(3, LENGTH, dtype=torch.bool)
