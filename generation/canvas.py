@@ -6,6 +6,22 @@ from dataclasses import dataclass
 import torch
 
 
+def true_first(wanted: torch.Tensor, number: int) -> torch.Tensor:
+    """
+    The places of the true cells in the last dimension, in their order, without waiting for the device.
+
+    Args:
+        wanted (`torch.BoolTensor` of shape `(..., length)`):
+            The cells.
+        number (`int`):
+            How many to return. Places of false cells follow where there are fewer true ones.
+
+    Returns:
+        `torch.LongTensor` of shape `(..., number)`.
+    """
+    return (~wanted).argsort(dim=-1, stable=True)[..., :number]
+
+
 @dataclass
 class Delta:
     """
@@ -186,4 +202,4 @@ class Canvas:
         self.ends = torch.where(rows, ends, self.ends)
 
 
-__all__ = ["Canvas", "Delta"]
+__all__ = ["Canvas", "Delta", "true_first"]

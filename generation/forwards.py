@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .canvas import Canvas
+from .canvas import Canvas, true_first
 from .canvas_cache import CanvasCache
 from .regions import Block
 
@@ -58,7 +58,7 @@ class FullForward:
         Where the wanted positions are, counted through the canvas row by row, in the order of their logits:
         `torch.LongTensor` of shape `(positions,)`. The arguments are those of a call.
         """
-        return (~wanted).flatten().argsort(stable=True)[: sum(counts)]
+        return true_first(wanted.flatten(), sum(counts))
 
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .canvas import Canvas
+from .canvas import Canvas, true_first
 from .canvas_cache import CanvasCache
 from .forwards import CachedForward, FullForward, _take
 from .regions import Block
@@ -86,7 +86,7 @@ class DelayedForward(CachedForward):
         length, device = canvas.tokens.shape[1], canvas.tokens.device
         places = torch.arange(length, device=device)
         if self.step >= self.warmup and self.step % self.refresh_interval:
-            places = (~self.unsettled[0]).long().argsort(stable=True)[: self.num_unsettled]
+            places = true_first(self.unsettled[0], self.num_unsettled)
         extra = {"past_key_values": self.cache, "cache_position": places}
         return self._run(canvas, wanted, counts, self.rows, places, slice(0, length), extra)
 

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from .canvas import Canvas
+from .canvas import Canvas, true_first
 from .forwards import FullForward
 from .proposals import Proposal
 from .regions import Block
@@ -76,7 +76,7 @@ class ShadowForward(FullForward):
 
     def index(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
         keep = self._keep(canvas, wanted)
-        cells = (~keep).flatten().argsort(stable=True)[: sum(counts)]
+        cells = true_first(keep.flatten(), sum(counts))
         return cells // keep.shape[1] * canvas.tokens.shape[1] + self.places[cells % keep.shape[1]]
 
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:

@@ -11,22 +11,6 @@ from torch import nn
 _FEWEST_ROWS = 16
 
 
-def true_first(wanted: torch.Tensor, number: int) -> torch.Tensor:
-    """
-    The places of the true cells in the last dimension, in their order, without waiting for the device.
-
-    Args:
-        wanted (`torch.BoolTensor` of shape `(..., length)`):
-            The cells.
-        number (`int`):
-            How many to return. Places of false cells follow where there are fewer true ones.
-
-    Returns:
-        `torch.LongTensor` of shape `(..., number)`.
-    """
-    return (~wanted).argsort(dim=-1, stable=True)[..., :number]
-
-
 def take_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """
     Args:
@@ -80,4 +64,4 @@ def apply_head(head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     return head(nn.functional.pad(hidden_states, (0, 0, 0, _FEWEST_ROWS - number)))[:number]
 
 
-__all__ = ["apply_head", "take_positions", "take_queries", "true_first"]
+__all__ = ["apply_head", "take_positions", "take_queries"]

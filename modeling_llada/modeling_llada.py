@@ -19,6 +19,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from ..generation.canvas import true_first
 from ..generation.canvas_cache import CanvasCache
 from ..generation.configuration_diffusion import DiffusionGenerationConfig
 from ..generation.mixin import LLaDAGenerationMixin
@@ -31,7 +32,7 @@ from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
 from .configuration_llada_moe import LLaDAMoEConfig
 from .experts import LLaDAExperts
-from .kept_positions import apply_head, take_positions, take_queries, true_first
+from .kept_positions import apply_head, take_positions, take_queries
 from .model_card import replace_placeholder_card
 from .published_checkpoints import PublishedCheckpointsMixin
 from .router_losses import MoeMaskedLMOutput, router_aux_loss

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llada.generation.canvas import Canvas, Delta
+from llada.generation.canvas import Canvas, Delta, true_first
 from llada.generation.regions import Region
 from llada.generation.scores import confidence
 from llada.generation.selection import QuotaSelector, StepPlan, best, schedule_steps, share_out
@@ -173,3 +173,9 @@ def test_confidence_is_exact_over_a_real_vocabulary(dtype):
     assert torch.allclose(actual.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-12)
     # beside a token that is surer than any number of this precision can say
     assert confidence(logits, torch.full((7,), 9), dtype)[0] < 1e-37
+
+
+def test_true_cells_come_first_and_in_order():
+    wanted = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 1]], dtype=torch.bool)
+    assert true_first(wanted, 3).tolist() == [[1, 3, 4], [0, 4, 1]]
+    assert true_first(wanted.flatten(), 5).tolist() == [1, 3, 4, 5, 9]

@@ -8,7 +8,7 @@ from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 from torch import nn
 
 from llada.generation.canvas_cache import CanvasCache
-from llada.modeling_llada.kept_positions import apply_head, take_positions, take_queries, true_first
+from llada.modeling_llada.kept_positions import apply_head, take_positions, take_queries
 
 
 LENGTH = 12
@@ -136,12 +136,6 @@ def test_logits_of_known_numbers_of_cells(model, ids, counts):
     more = model(ids, logits_to_keep=wanted, num_logits_to_keep=[max(counts)] * 3).logits
     assert more.shape[0] == 3 * max(counts)
     assert torch.allclose(more[: sum(counts)], full[wanted], atol=1e-5)
-
-
-def test_true_cells_come_first_and_in_order():
-    wanted = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 1]], dtype=torch.bool)
-    assert true_first(wanted, 3).tolist() == [[1, 3, 4], [0, 4, 1]]
-    assert true_first(wanted.flatten(), 5).tolist() == [1, 3, 4, 5, 9]
 
 
 def test_masks_for_all_queries_are_not_cut():
