@@ -191,7 +191,10 @@ class ForwardProcess:
         min_mask_ratio, max_mask_ratio (`float`, *optional*, default to 0 and 1):
             Band that the mask ratio is limited to. A narrower band trains a part of the bound.
         mask_eps (`float`, *optional*, defaults to 1e-3):
-            Smallest mask probability: `p = (1 - mask_eps) * t + mask_eps`. Has no effect with `mask_sampling="exact"`.
+            Smallest mask probability: `p = (1 - mask_eps) * t + mask_eps` of a ratio `t`, as published, which makes
+            the bound larger by a share of at most `mask_eps`. With `complementary_masks`, whose complement has the
+            probability `1 - p`, `t` is limited to `[mask_eps, 1 - mask_eps]`, which changes it by `mask_eps ** 2`. Has
+            no effect with `mask_sampling="exact"`.
         complementary_masks (`bool`, *optional*, defaults to `False`):
             Whether to return every row twice, the second time with the other maskable tokens masked, so that each is
             predicted once. The two weighted losses of a row are to be averaged.
@@ -268,12 +271,15 @@ class ForwardProcess:
         if self.mask_sampling == "exact":
             masked, weights, ratio = self._mask_exactly(maskable, ratio, noise, schedule)
         else:
-            # the complement has the probability 1 - p, which must not vanish either
-            ratio = self.mask_eps + (1 - self.mask_eps * (1 + self.complementary_masks)) * ratio
+            # of the ratio that was drawn: beside a pole of the density, what `mask_eps` makes of it has quite another
+            density = schedule.density(ratio)
+            if self.complementary_masks:
+                ratio = ratio.clamp(self.mask_eps, 1 - self.mask_eps)
+            else:
+                ratio = self.mask_eps + (1 - self.mask_eps) * ratio
             masked = mask_independently(maskable, ratio, noise)
-            ratio_density = schedule.density(ratio)
             tiny = torch.finfo(ratio.dtype).tiny
-            weights = [1 / (share.clamp(min=tiny) * ratio_density) for share in (ratio, 1 - ratio)]
+            weights = [1 / (share.clamp(min=tiny) * density).clamp(min=tiny) for share in (ratio, 1 - ratio)]
 
         if self.complementary_masks:
             input_ids = torch.cat([input_ids, input_ids])

@@ -118,6 +118,32 @@ def test_every_estimator_of_the_bound_is_unbiased(schedule, mask_sampling, compl
     assert abs(estimates.mean() - bound) < 5 * standard_error + 1e-3 * bound
 
 
+def _expected(process, length, difficulty):
+    """What an estimator gives on average, in closed form over the masks and on a fine grid over the ratios."""
+    input_ids = torch.zeros(100_000, length, dtype=torch.long)
+    batch = process(input_ids, torch.ones_like(input_ids, dtype=torch.bool), noise_generator("grid"))
+    ratio, weight = batch.ratio.double(), batch.weight.double()
+    # of a masked token, beside k of the other tokens that are masked independently
+    losses = sum(
+        math.comb(length - 1, k) * ratio**k * (1 - ratio) ** (length - 1 - k) * difficulty((k + 1) / length)
+        for k in range(length)
+    )
+    return (weight * length * ratio * losses).mean().item()
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES.values(), ids=DIFFICULTIES)
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_smallest_probability_does_not_bias_pairs(schedule, difficulty):
+    bound = sum(difficulty(k / 8) for k in range(1, 9))
+    for mask_eps in (0.0, 1e-3, 1e-2):
+        settings = {"mask_schedule": schedule, "ratio_sampling": "low_discrepancy", "mask_eps": mask_eps}
+        pair = _expected(ForwardProcess(MASK, complementary_masks=True, **settings), 8, difficulty)
+        assert pair == pytest.approx(bound, rel=5e-4)
+        # the published probability is larger throughout, and so is the bound, whatever the schedule is
+        alone = _expected(ForwardProcess(MASK, **settings), 8, difficulty)
+        assert bound * (1 - 2e-5) < alone < bound * (1 + 1.1 * mask_eps + 2e-5)
+
+
 def test_a_schedule_of_the_user_is_unbiased():
     squared = MaskSchedule(ratio=lambda t: t**2, time=lambda p: p.sqrt(), density=lambda p: 0.5 / p.sqrt())
     estimates = _estimates(ForwardProcess(MASK, mask_schedule=squared, mask_eps=1e-6), 12, DIFFICULTIES["linear"])
