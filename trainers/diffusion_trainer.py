@@ -13,6 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers.utils import logging
 
 from ..modeling_llada.checkpoint_layouts import in_memory_names
 from ..modeling_llada.masked_diffusion import (
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from transformers import Trainer as Base
 else:
     Base = object
+
+
+logger = logging.get_logger(__name__)
 
 
 def find_mask_token_id(config: PreTrainedConfig) -> int:
@@ -54,7 +58,8 @@ def stage_factor(step: int, *, warmup: int, total: int, stages: Sequence[tuple[f
     Factor of the learning rate: linear warm-up, then straight lines between the points `(share of training, factor)`.
     """
     shares, factors = zip(*stages, strict=True)
-    return min(1.0, step / max(warmup, 1)) * float(np.interp(step / max(total, 1), shares, factors))
+    warm = min(1.0, step / warmup) if warmup else 1.0
+    return warm * float(np.interp(step / max(total, 1), shares, factors))
 
 
 def _token_sums(losses: torch.Tensor, correct: torch.Tensor, masked: torch.Tensor, eos: torch.Tensor) -> torch.Tensor:
@@ -108,13 +113,30 @@ class MaskedDiffusionTrainerMixin(Base):
         return self.accelerator.process_index // group, self.accelerator.num_processes // group
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
-        is_default = self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
-        if self.lr_scheduler is None and is_default and not self.args.lr_scheduler_kwargs:
-            warmup = self.args.get_warmup_steps(num_training_steps)
+        if self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.args.lr_scheduler_kwargs:
             factor = partial(stage_factor, warmup=warmup, total=num_training_steps, stages=self._stages)
             self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
             self._created_lr_scheduler = True
+        if 4 * warmup > num_training_steps:
+            self._report_warmup(warmup, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _report_warmup(self, warmup: int, total: int) -> None:
+        peak = self.args.learning_rate
+        if warmup < total:
+            outcome = f"the peak of {peak:g} is reached for {total - warmup} of them at most"
+        else:
+            outcome = (
+                f"the learning rate stays below {peak * total / warmup:.3g} and never reaches its peak of {peak:g}"
+            )
+        logger.warning(
+            f"`warmup_steps={self.args.warmup_steps:g}` takes {warmup} of the {total} steps of this run: {outcome}. A "
+            f"short run needs a shorter warm-up, e.g. `warmup_steps={max(total // 10, 1)}`, or a share of all steps, "
+            "`warmup_steps=0.1`."
+        )
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hook for what must be the same for all micro-batches and processes of a step."""

@@ -31,7 +31,7 @@ class LLaDAPreTrainingConfig(MaskedDiffusionArguments, TrainingArguments):
     > - `learning_rate`: 4e-4.
     > - `lr_scheduler_type`: `"warmup_stable_decay"`. Without `lr_scheduler_kwargs` in the stages of the paper:
     >   constant for 1.2 of 2.3 trillion tokens, a quarter of it for 0.8, and linear to a fortieth for 0.3.
-    > - `warmup_steps`: 2000.
+    > - `warmup_steps`: 2000. A run of less than four times as many steps says what is left of it.
     > - `weight_decay`: 0.1.
     >
     > The paper trains with a global batch of 1280 sequences.

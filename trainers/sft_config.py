@@ -40,7 +40,7 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
     > - `learning_rate`: 2.5e-5.
     > - `lr_scheduler_type`: `"warmup_stable_decay"`. Without `lr_scheduler_kwargs`: constant, and linear to a tenth
     >   over the last tenth of training.
-    > - `warmup_steps`: 50.
+    > - `warmup_steps`: 50. A run of less than four times as many steps says what is left of it.
     > - `weight_decay`: 0.1.
     > - `max_length`: 4096.
     > - `bf16`: `True` on accelerators that support it.

@@ -1,6 +1,8 @@
 """What fine-tuning computes: the loss, its gradient, the noise, the metrics and evaluations."""
 
+import logging
 import math
+import re
 
 import pytest
 import torch
@@ -330,8 +332,35 @@ def test_a_schedule_with_settings_is_that_of_transformers(make_trainer):
 def test_stages_jump_where_two_points_meet():
     stages = ((0.0, 1.0), (0.5, 1.0), (0.5, 0.25), (1.0, 0.0))
     factors = [stage_factor(step, warmup=0, total=100, stages=stages) for step in (0, 49, 51, 75, 100)]
-    assert factors == pytest.approx([0.0, 1.0, 0.245, 0.125, 0.0])
-    assert stage_factor(1, warmup=0, total=100, stages=stages) == 1
+    assert factors == pytest.approx([1.0, 1.0, 0.245, 0.125, 0.0])
+
+
+def test_the_first_step_trains_without_a_warm_up(make_trainer):
+    trainer = make_trainer(max_steps=1, warmup_steps=0, weight_decay=0.0)
+    before = parameters_of(trainer.model)
+    trainer.train()
+    assert trainer.state.log_history[0]["learning_rate"] == 1e-3
+    assert not any(torch.equal(before[name], value) for name, value in parameters_of(trainer.model).items())
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "message"),
+    [
+        (
+            50,
+            "takes 50 of the 60 steps.*the peak of 0.001 is reached for 10 of them.*`warmup_steps=6`",
+        ),
+        (0.5, "`warmup_steps=0.5` takes 30 of the 60 steps.*the peak of 0.001 is reached for 30 of them"),
+        (80, "`warmup_steps=80` takes 80 of the 60 steps.*stays below 0.00075 and never reaches its peak of 0.001"),
+        (15, None),
+        (0, None),
+    ],
+)
+def test_a_run_that_is_mostly_warm_up_is_reported(make_trainer, caplog, warmup_steps, message):
+    trainer = make_trainer(warmup_steps=warmup_steps)
+    with caplog.at_level(logging.WARNING):
+        trainer.create_optimizer_and_scheduler(60)
+    assert re.search(message, caplog.text) if message else not caplog.records
 
 
 def test_outputs_cannot_be_returned(make_trainer):
