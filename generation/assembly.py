@@ -60,7 +60,7 @@ def make_forward(
     """
     kind, guidance = config.kv_cache, config.guidance
     if cache is not None and kind != "block":
-        raise ValueError(f"`past_key_values` continues a block-causal cache, but `kv_cache={kind!r}`.")
+        raise ValueError(f"`cache` continues a block-causal cache, but `kv_cache={kind!r}`.")
     if block_causal:
         return _make_block_causal_forward(config, model, canvas, region, cache)
     if kind == "block":

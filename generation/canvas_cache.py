@@ -85,7 +85,7 @@ class CanvasCache:
             earlier.position_ids[:, :length], self.position_ids[:, :length]
         ):
             raise ValueError(
-                f"`past_key_values` holds {len(earlier.tokens)} rows and the batch {len(tokens)}, or they are padded "
+                f"`cache` holds {len(earlier.tokens)} rows and the batch {len(tokens)}, or they are padded "
                 "differently; continue the same batch, with the same padding."
             )
         same = (earlier.tokens[:, :length] == tokens[:, :length]).all(0)

@@ -55,15 +55,21 @@ class DiffusionGenerateOutput(ModelOutput):
             Tokens filled in, up to and including the first end of text, per forward pass the row took part in.
         trace (`list[Trace]`, *optional*):
             With `output_trace=True`, how each sequence came about.
-        past_key_values ([`CanvasCache`], *optional*):
-            With `kv_cache="block"`, to continue the same text in another call.
+        cache ([`CanvasCache`], *optional*):
+            With `kv_cache="block"`, to continue the same text in another call. Also readable as `past_key_values`, its
+            name before transformers 5.24.
     """
 
     sequences: torch.Tensor
     num_forwards: int | None = None
     tokens_per_forward: torch.Tensor | None = None
     trace: list[Trace] | None = None
-    past_key_values: CanvasCache | None = None
+    cache: CanvasCache | None = None
+
+    @property
+    def past_key_values(self) -> CanvasCache | None:
+        """The cache, by the name it had before transformers 5.24."""
+        return self.cache
 
 
 class LLaDAGenerationMixin(GenerationMixin):
@@ -98,8 +104,8 @@ class LLaDAGenerationMixin(GenerationMixin):
                 Gets tokens by `put` as they settle and, if it has `put_draft`, the rest of the canvas after each step.
             kwargs (`dict[str, Any]`, *optional*):
                 `attention_mask` (1 for tokens, 0 for padding on the left), `tokenizer` (needed for `stop_strings`),
-                `past_key_values` (from an earlier output, for a model with block-causal attention; `inputs` is the
-                whole text all the same), `token_frequencies` (of shape `(vocab_size,)`, for
+                `cache` (from an earlier output, for a model with block-causal attention; `inputs` is the whole text
+                all the same; also accepted as `past_key_values`), `token_frequencies` (of shape `(vocab_size,)`, for
                 `remasking="position_calibrated"`), and any field of [`DiffusionGenerationConfig`], which goes before
                 `generation_config`.
 
@@ -158,7 +164,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             streamer,
             given.get("tokenizer"),
             prompt.shape[1] + num_new_tokens,
-            given.get("past_key_values"),
+            given.get("cache"),
             given.get("token_frequencies"),
             probe,
         )
@@ -285,12 +291,16 @@ class LLaDAGenerationMixin(GenerationMixin):
             value = kwargs.pop(name, None)
             if value is not None and value is not False:
                 raise ValueError(f"`{name}` is not supported: {reason}.")
-        allowed = ("input_ids", "attention_mask", "tokenizer", "past_key_values", "token_frequencies")
+        allowed = ("input_ids", "attention_mask", "tokenizer", "cache", "past_key_values", "token_frequencies")
         refuse_unknown(kwargs, allowed)
         given = {name: kwargs.pop(name) for name in allowed if name in kwargs}
         if inputs is not None and given.get("input_ids") is not None:
             raise ValueError("Give the tokens once, either first or as `input_ids`.")
         given["input_ids"] = inputs if inputs is not None else given.get("input_ids")
+        if (older := given.pop("past_key_values", None)) is not None:
+            if given.get("cache") is not None:
+                raise ValueError("Give the cache once, as `cache`; `past_key_values` is its older name.")
+            given["cache"] = older
         config = self._merge_settings(generation_config, kwargs)
         self._check_inputs(config, given)
         if config.num_return_sequences and config.num_return_sequences > 1:
@@ -355,7 +365,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         streamer,
         tokenizer,
         num_positions: int,
-        past_key_values: CanvasCache | None = None,
+        cache: CanvasCache | None = None,
         token_frequencies: torch.Tensor | None = None,
         probe: FullForward | None = None,
     ) -> torch.Tensor | DiffusionGenerateOutput:
@@ -378,7 +388,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         propose = make_proposer(config, processors, self.config.vocab_size, canvas, token_frequencies)
         selector = make_selector(config, region, block_causal)
         revision = make_revision(config, canvas)
-        forward = make_forward(config, self, canvas, region, block_causal, selector, past_key_values)
+        forward = make_forward(config, self, canvas, region, block_causal, selector, cache)
         if config.compile_config is not None and not config.disable_compile:
             places = {str(place) for place in getattr(self, "hf_device_map", {}).values()}
             if len(places) > 1:
@@ -416,7 +426,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             num_forwards=forward.num_forwards,
             tokens_per_forward=_tokens_per_forward(canvas, forward, config.eos_token_ids, num_positions),
             trace=recorder.finish(sequences) if recorder is not None else None,
-            past_key_values=forward.returned(canvas) if isinstance(forward, BlockCausalForward) else None,
+            cache=forward.returned(canvas) if isinstance(forward, BlockCausalForward) else None,
         )
 
     def _processor_factory(

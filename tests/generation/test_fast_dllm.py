@@ -100,7 +100,7 @@ def test_a_threshold_commits_at_least_one_and_at_most_all(model):
         ({"editing_threshold": -1.0, "threshold": 0.5}, "`editing_threshold` is a probability"),
         ({"confidence_dtype": "int8"}, "`confidence_dtype` must be one of"),
         ({"rng_compat": "llada", "eos_early_stop": False, "kv_cache": "dual"}, "has no cache"),
-        ({"past_key_values": object()}, "`past_key_values` continues a block-causal cache"),
+        ({"cache": object()}, "`cache` continues a block-causal cache"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )

@@ -123,7 +123,7 @@ class TestContinuing:
         second = torch.cat([first.sequences, torch.randint(0, 290, (rows, 6))], dim=1)
         fresh, computed = self.count(model, lambda: model.generate(second, **self.settings))
         continued, continued_computed = self.count(
-            model, lambda: model.generate(second, past_key_values=first.past_key_values, **self.settings)
+            model, lambda: model.generate(second, cache=first.cache, **self.settings)
         )
         assert torch.equal(continued, fresh)
         # 29 tokens, of which three blocks are finished
@@ -137,7 +137,7 @@ class TestContinuing:
         second[0, 9] = (second[0, 9] + 1) % 290
         fresh, computed = self.count(model, lambda: model.generate(second, **self.settings))
         continued, continued_computed = self.count(
-            model, lambda: model.generate(second, past_key_values=first.past_key_values, **self.settings)
+            model, lambda: model.generate(second, cache=first.cache, **self.settings)
         )
         assert torch.equal(continued, fresh)
         assert computed[0] - continued_computed[0] == 8
@@ -146,13 +146,24 @@ class TestContinuing:
         prompt = torch.randint(0, 290, (2, 17))
         first = model.generate(prompt, return_dict_in_generate=True, **self.settings)
         with pytest.raises(ValueError, match="holds 2 rows and the batch 1"):
-            model.generate(first.sequences[:1], past_key_values=first.past_key_values, **self.settings)
+            model.generate(first.sequences[:1], cache=first.cache, **self.settings)
         mask = torch.ones_like(first.sequences)
         mask[0, 0] = 0
         with pytest.raises(ValueError, match="padded differently"):
-            model.generate(
-                first.sequences, attention_mask=mask, past_key_values=first.past_key_values, **self.settings
-            )
+            model.generate(first.sequences, attention_mask=mask, cache=first.cache, **self.settings)
+
+    def test_the_older_name_of_the_cache_works(self, model):
+        prompt = torch.randint(0, 290, (1, 17))
+        first = model.generate(prompt, return_dict_in_generate=True, **self.settings)
+        assert first.past_key_values is first.cache is first["cache"]
+        fresh, computed = self.count(model, lambda: model.generate(first.sequences, **self.settings))
+        continued, continued_computed = self.count(
+            model, lambda: model.generate(first.sequences, past_key_values=first.past_key_values, **self.settings)
+        )
+        assert torch.equal(continued, fresh)
+        assert computed[0] - continued_computed[0] == 24
+        with pytest.raises(ValueError, match="`past_key_values` is its older name"):
+            model.generate(first.sequences, cache=first.cache, past_key_values=first.cache, **self.settings)
 
 
 class TestEditing:
@@ -211,4 +222,4 @@ def test_refusals(model):
     with pytest.raises(ValueError, match='block-causal attention; use "block", which is exact'):
         model.generate(torch.tensor([[1, 2]]), max_new_tokens=8, kv_cache="dual", **TOKENS)
     with pytest.raises(ValueError, match="continues a block-causal cache"):
-        model.generate(torch.tensor([[1, 2]]), max_new_tokens=8, kv_cache=None, past_key_values=object(), **TOKENS)
+        model.generate(torch.tensor([[1, 2]]), max_new_tokens=8, kv_cache=None, cache=object(), **TOKENS)
