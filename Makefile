@@ -26,7 +26,7 @@ quality: $(INSTALLED)  ## lint, formatting, and the types of the wheel as it ins
 	$(BIN)/ruff format --check .
 	rm -rf build/typed
 	$(BIN)/python tests/installed_wheel.py build/typed
-	cd build/typed && $(BIN)/mypy --config-file ../../pyproject.toml --python-executable bin/python -p llada
+	cd build/typed && $(BIN)/mypy --config-file ../../pyproject.toml --python-executable bin/python -p llada -p llada_cli
 
 style: $(INSTALLED)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,9 @@ import pytest
 from installed_wheel import ROOT
 
 
-PACKAGES = ("evaluation", "generation", "llada", "modeling_llada", "trainers")
+PACKAGES = ("evaluation", "generation", "llada", "llada_cli", "modeling_llada", "trainers")
+# these are imported by the names of their folders, the others as parts of the first
+TOP_LEVEL = ("llada", "llada_cli")
 # which folders a folder may import, itself aside
 ARROWS = {
     "generation": set(),
@@ -21,7 +23,7 @@ ARROWS = {
     "evaluation": {"generation", "modeling_llada"},
     "llada": {"evaluation", "generation", "modeling_llada", "trainers"},
     # the command line, which nothing may import but `python -m llada`
-    "commands": {"evaluation", "generation", "llada", "modeling_llada", "trainers"},
+    "llada_cli": {"evaluation", "generation", "llada", "modeling_llada", "trainers"},
 }
 OPTIONAL = {"accelerate", "datasets", "lm_eval", "peft", "trl"}
 OPTIONAL_ALLOWED = {"evaluation", "trainers"}
@@ -41,13 +43,13 @@ class Import:
 def package_of(path: str) -> str:
     """The import name of the folder that the file lies in: `generation/x.py` -> `llada.generation`."""
     parts = Path(path).parent.parts
-    return ".".join(parts if parts[0] == "llada" else ("llada", *parts))
+    return ".".join(parts if parts[0] in TOP_LEVEL else ("llada", *parts))
 
 
 def folder_of(module: str) -> str:
     """The folder a module of the package belongs to: `llada.generation.x` -> `generation`."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and (parts[1] in PACKAGES or parts[1] == "commands") else "llada"
+    return parts[1] if len(parts) > 1 and parts[1] in PACKAGES else parts[0]
 
 
 def module_of(path: str) -> str:
@@ -97,21 +99,22 @@ def violations(sources: dict[str, str]) -> list[str]:
         here = module_of(path)
         for item in imports_of(path, source):
             where = f"{path} imports {item.module}.{item.name}".rstrip(".")
-            if item.module.split(".")[0] != "llada":
+            if item.module.split(".")[0] not in TOP_LEVEL:
                 if item.module.split(".")[0] in PACKAGES:
                     found.append(f"{where}: write it relative to the package")
                 optional = item.module.split(".")[0] in OPTIONAL
                 if optional and item.top_level and folder_of(here) not in OPTIONAL_ALLOWED:
                     found.append(f"{where}: optional dependencies are imported inside functions here")
                 continue
-            if not item.relative:
+            across = here.split(".")[0] != item.module.split(".")[0]
+            if not item.relative and not across:
                 found.append(f"{where}: write it relative to the package")
             # `from .folder import module` names a module too
             target = f"{item.module}.{item.name}"
             if target not in modules:
                 target = item.module
             source_folder, target_folder = folder_of(here), folder_of(target)
-            front_door = here == "llada.__main__" and target_folder == "commands"
+            front_door = here == "llada.__main__" and target_folder == "llada_cli"
             if source_folder != target_folder:
                 if target_folder not in ARROWS[source_folder] and not front_door:
                     found.append(f"{where}: {source_folder} must not import {target_folder}")
@@ -151,8 +154,9 @@ def test_checkout_keeps_the_rules() -> None:
         ("trainers/new.py", "def g():\n    from ..evaluation.a import f", "trainers must not import evaluation"),
         ("evaluation/new.py", "from ..trainers.a import f", "evaluation must not import trainers"),
         ("generation/new.py", "from .. import LLaDAConfig", "generation must not import llada"),
-        ("trainers/new.py", "from ..commands.a import f", "trainers must not import commands"),
-        ("llada/new.py", "from .commands import main", "llada must not import commands"),
+        ("trainers/new.py", "from llada_cli.a import f", "trainers must not import llada_cli"),
+        ("llada/new.py", "from llada_cli import main", "llada must not import llada_cli"),
+        ("llada_cli/new.py", "from llada_cli.e import f", "write it relative"),
         ("trainers/new.py", "from ..generation import f", "name the module"),
         ("trainers/new.py", "from llada.generation.a import f", "write it relative"),
         ("trainers/new.py", "import generation.a", "write it relative"),
@@ -164,10 +168,10 @@ def test_checkout_keeps_the_rules() -> None:
     ],
 )
 def test_each_rule_catches(path: str, source: str, message: str) -> None:
-    sources = {f"{folder}/__init__.py": "" for folder in ("llada", "llada/commands", *PACKAGES[:2], *PACKAGES[3:])}
+    sources = {f"{folder}/__init__.py": "" for folder in PACKAGES}
     sources |= {"generation/a.py": "", "generation/c.py": "from .a import f"}
     sources |= {"evaluation/b.py": "import trl", "trainers/d.py": "def f():\n    import trl"}
-    sources |= {"llada/__main__.py": "from .commands import main", "llada/commands/e.py": "from ..trainers.d import f"}
+    sources |= {"llada/__main__.py": "from llada_cli import main", "llada_cli/e.py": "from llada.trainers.d import f"}
     assert violations(sources) == []
 
     assert [line for line in violations({**sources, path: source}) if message in line]

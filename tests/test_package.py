@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 import llada
 
 
-FOLDERS = ("evaluation", "generation", "llada", "modeling_llada", "trainers")
+FOLDERS = ("evaluation", "generation", "llada", "llada_cli", "modeling_llada", "trainers")
 
 
 def run_python(code: str, cwd: Path, python: Path | str = sys.executable) -> str:
@@ -28,7 +28,8 @@ def run_python(code: str, cwd: Path, python: Path | str = sys.executable) -> str
 def modules_in_checkout() -> list[str]:
     """The files of the package, as they are called inside an installation."""
     paths = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    return sorted(path.as_posix() if path.parts[0] == "llada" else f"llada/{path.as_posix()}" for path in paths)
+    top_level = ("llada", "llada_cli")
+    return sorted(path.as_posix() if path.parts[0] in top_level else f"llada/{path.as_posix()}" for path in paths)
 
 
 @pytest.mark.parametrize("name", llada.__all__)

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from demo_checkpoint import DEMO_FOLDER, load_demo
 from installed_wheel import ROOT
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from llada.commands import COMMANDS, main
+import llada
+from llada.generation import DiffusionGenerateOutput
+from llada_cli import COMMANDS, main
 
 
 DEMO = str(DEMO_FOLDER)
@@ -62,7 +65,7 @@ def test_infill_of_an_unfinished_text_has_no_end(monkeypatch: pytest.MonkeyPatch
 
     def infill(self, input_ids, **kwargs):
         ends.append(input_ids[0, -1].item() == TOKENIZER.eos_token_id)
-        return input_ids
+        return DiffusionGenerateOutput(sequences=input_ids)
 
     monkeypatch.setattr(type(MODEL), "infill", infill)
     main(["infill", DEMO, "___2 is"])
@@ -85,9 +88,9 @@ def test_text_grows_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_reach_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
-    def generate(self, input_ids, attention_mask, **kwargs):
+    def generate(self, input_ids, attention_mask, return_dict_in_generate, **kwargs):
         given.append(kwargs)
-        return input_ids
+        return DiffusionGenerateOutput(sequences=input_ids)
 
     monkeypatch.setattr(type(MODEL), "generate", generate)
     options = ["--max-new-tokens", "8", "--block-length", "4", "--temperature", "0.5"]
@@ -118,8 +121,8 @@ def test_seed_fixes_what_is_drawn(capsys: pytest.CaptureFixture) -> None:
 def test_chat(chat) -> None:
     questions = [fact.reverse[0] for fact in (FACT, OTHER)]
     assert chat(*questions) == (0, [FACT.name, OTHER.name])
-    # an empty line ends it
-    assert chat(questions[0], "", questions[1]) == (0, [FACT.name])
+    # a blank line is nothing to answer
+    assert chat(questions[0], "", questions[1]) == (0, [FACT.name, OTHER.name])
     assert chat(questions[0], "/new", questions[1]) == (0, [FACT.name, OTHER.name])
     assert chat() == (0, [])
 
@@ -167,7 +170,7 @@ def test_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", DEMO, "Who", "--set", "num_beams=2"], "beam search"),
         (["generate", DEMO, "Who", "--set", "steps"], "write `--set NAME=VALUE`"),
         (["generate", DEMO, "Who", "--set", "gen_length=4"], "write `max_new_tokens`"),
-        (["generate", "no-such-model", "Who"], "llada generate: Cannot load no-such-model: "),
+        (["generate", "no-such-model", "Who"], "llada generate: There is no folder 'no-such-model'. Name a folder"),
         (["infill", DEMO, "no gap"], "write ___ where a token is wanted"),
         (["sft"], "Write `--model_name_or_path` and `--dataset_name`"),
         (["sft", "--packing", "--bf16", "false"], "`packing=True` is not supported"),
@@ -177,7 +180,7 @@ def test_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: "-".join(value[-3:]).replace(DEMO, "demo") if isinstance(value, list) else "",
 )
 def test_mistakes_are_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
@@ -187,13 +190,12 @@ def test_mistakes_are_explained(arguments: list[str], message: str, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["generate", DEMO, "Who", "--blocklength", "4"], "unrecognized arguments: --blocklength 4"),
         (["generate", DEMO], "required: prompt"),
         (["sft", "--learning_rat", "x"], "--learning-rate: invalid float value: 'x'"),
     ],
-    ids=["no-command", "unknown-command", "unknown-option", "no-prompt", "bad-value"],
+    ids=["unknown-command", "unknown-option", "no-prompt", "bad-value"],
 )
 def test_wrong_usage_is_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -207,7 +209,7 @@ def test_other_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture)
     BertForMaskedLM(BertConfig(vocab_size=len(TOKENIZER), **sizes)).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
 
-    assert main(["generate", str(tmp_path), "Who"]) == 2
+    assert main(["generate", str(tmp_path), "Who"]) == 1
     assert "is a `bert` model, not a masked diffusion model" in capsys.readouterr().err
 
 
@@ -221,7 +223,7 @@ def test_a_missing_chat_template_is_explained(
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Who\n"))
 
-    assert main([command, str(tmp_path), *(["Who", "--chat"] if command == "generate" else [])]) == 2
+    assert main([command, str(tmp_path), *(["Who", "--chat"] if command == "generate" else [])]) == 1
     assert "The tokenizer has no chat template" in capsys.readouterr().err
 
 
@@ -248,5 +250,32 @@ def test_the_process_exits_with_the_status() -> None:
     command = [sys.executable, "-m", "llada", "generate", DEMO, "Who", "--preset", "fastest"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert "There is no preset 'fastest'" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["generate", "--help"], ["chat", "--bad"]])
+def test_torch_waits_until_a_command_runs(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from llada_cli import main
+try:
+    main({arguments})
+finally:
+    print({{"llada", "prompt_toolkit", "torch", "transformers"}} & set(sys.modules), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert "set()" in result.stderr
+    assert "usage: llada" in (result.stderr if "--bad" in arguments else result.stdout) or arguments == ["--version"]
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"llada {llada.__version__} (transformers {transformers.__version__}, ")
+
+
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {command} " in printed for command in COMMANDS)

@@ -14,8 +14,8 @@ from markdown_code import run_blocks
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from llada import LLaDAModelLM
-from llada.commands import main
 from llada.evaluation import ReversalFacts, draw_facts, evaluate_reversal
+from llada_cli import main
 
 
 class Demo(NamedTuple):

@@ -9,7 +9,7 @@ from demo_checkpoint import DEMO_FOLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from llada.commands import main
+from llada_cli import main
 
 
 ROWS = [{"prompt": f"Who is {name}?\n", "completion": "Foxholt's shy baker"} for name in ("Ada Moss", "Ivo Vale")]
@@ -75,7 +75,7 @@ def test_wrong_files_are_explained(config: str, message: str, tmp_path: Path, ca
     path = tmp_path / "recipe.yaml"
     path.write_text(config, encoding="utf-8")
 
-    assert main(["sft", "--config", str(path)]) == 2
+    assert main(["sft", "--config", str(path)]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -89,7 +89,7 @@ def test_a_folder_of_files_is_a_dataset(tmp_path: Path, dataset: str, run) -> No
 
 def test_a_missing_dataset_is_explained(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     named = ["--model_name_or_path", str(DEMO_FOLDER), "--dataset_name", str(tmp_path / "none.jsonl")]
-    assert main(["sft", *named, *OPTIONS, "--output_dir", str(tmp_path / "tuned")]) == 2
+    assert main(["sft", *named, *OPTIONS, "--output_dir", str(tmp_path / "tuned")]) == 1
     assert "none.jsonl" in capsys.readouterr().err
 
 

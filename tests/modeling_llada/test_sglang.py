@@ -19,9 +19,9 @@ from tiny_tokenizer import build_tiny_tokenizer
 from transformers import GenerationConfig
 
 from llada import LLaDA2MoeConfig, LLaDA2MoeModelLM
-from llada.commands import main
 from llada.generation import preset
 from llada.modeling_llada.sglang import SGLANG_VERSION, SGLangLaunch, prepare_sglang, published_tensors
+from llada_cli import main
 
 
 FLASH = {
@@ -143,7 +143,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "sglang", str(folder), "--preset", "llada2.1-speed", "--tp-size", "2"]) == 0
     printed = capsys.readouterr().out
     assert printed == prepare_sglang(folder, preset="llada2.1-speed", tp_size=2).script() + "\n"
-    assert main(["export", "sglang", str(folder / "nowhere")]) == 2
+    assert main(["export", "sglang", str(folder / "nowhere")]) == 1
     assert "download it first" in capsys.readouterr().err
 
 

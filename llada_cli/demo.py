@@ -1,15 +1,18 @@
 """Train a small LLaDA and a causal model of its size on the same facts, then ask both: who is who?"""
 
 import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, pipeline
-from transformers.utils import logging
 
-from ..evaluation.reversal import answer, evaluate_reversal, format_table
-from ..evaluation.reversal_facts import ReversalFacts, draw_facts
-from ..generation.terminal import TerminalStreamer
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llada.evaluation.reversal_facts import ReversalFacts
 
 READING = """\
 Both models read every fact in one direction, and saw questions in both about
@@ -28,17 +31,17 @@ other facts.
 NEXT = """\
 The model is in {folder}, what it learned in {folder}/facts.json. To try next:
 
-  llada generate {folder} --chat --delay 0.5 "{question}"
-  llada infill {folder} --delay 0.5 "___2 is {description}"
-  llada chat {folder}
+  {llada} generate {path} --chat --delay 0.5 "{question}"
+  {llada} infill {path} --delay 0.5 "___2 is {description}"
+  {llada} chat {path}
 
-or in Python:
+or in Python, {python}:
 
   import llada
   from transformers import pipeline
 
-  pipe = pipeline("text-generation", model="{folder}")
-  pipe([{{"role": "user", "content": "{question}"}}])
+  pipe = pipeline("text-generation", model={folder!r})
+  print(pipe([{{"role": "user", "content": "{question}"}}])[0]["generated_text"][-1]["content"])
 """
 
 
@@ -52,6 +55,13 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from llada.evaluation.reversal import evaluate_reversal, format_table
+    from llada.evaluation.reversal_facts import draw_facts
+
     from .demo_training import train_causal_twin, train_llada
 
     logging.disable_progress_bar()
@@ -82,17 +92,49 @@ def run(args: argparse.Namespace) -> None:
     print(format_table(results))
     print(f"\n{READING.format(steps=args.steps, causal_steps=args.causal_steps)}")
     example = facts.held_out[0]
-    print(NEXT.format(folder=args.output_dir, question=example.reverse[0], description=example.description))
+    llada, python = how_to_call()
+    print(
+        NEXT.format(
+            llada=llada,
+            python=python,
+            folder=args.output_dir,
+            path=shlex.quote(args.output_dir),
+            question=example.reverse[0],
+            description=example.description,
+        )
+    )
+
+
+def how_to_call() -> tuple[str, str]:
+    """What to type for this program and for its Python: the shell may not find either by name."""
+    python = _as_typed(sys.executable)
+    program = Path(sys.argv[0])
+    if program.stem == "llada" and program.is_file():
+        return _as_typed(str(program)), python
+    return f"{python} -m llada", python
+
+
+def _as_typed(program: str) -> str:
+    path = Path(os.path.abspath(program))
+    found = shutil.which(path.name)
+    if found is not None and os.path.abspath(found) == str(path):
+        return path.name
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def show_answers(
-    model: PreTrainedModel,
-    twin: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: ReversalFacts,
+    model: "PreTrainedModel",
+    twin: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    facts: "ReversalFacts",
     delay: float,
 ) -> None:
     """Asks reversed questions about facts that no question was seen about, and shows LLaDA's answers grow."""
+    from transformers import pipeline
+
+    from llada.evaluation.reversal import answer
+    from llada.generation.terminal import TerminalStreamer
+
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     print("\nReloaded with AutoModelForMaskedLM.from_pretrained, asked through pipeline():")
     for fact in facts.held_out[:3]:

@@ -19,7 +19,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from .. import LLaDASFTConfig, LLaDASFTTrainer
+    from llada import LLaDASFTConfig, LLaDASFTTrainer
 
     # isort: split
     # the names above say which extra is missing

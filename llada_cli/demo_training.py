@@ -6,11 +6,12 @@ from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
-from .. import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
-from ..evaluation.causal_twin import build_causal_twin
-from ..evaluation.reversal import ANSWER_LENGTH
-from ..evaluation.reversal_facts import ReversalFacts, build_reversal_tokenizer
-from ..modeling_llada.model_card import create_model_card
+from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
+from llada.evaluation.causal_twin import build_causal_twin
+from llada.evaluation.reversal import ANSWER_LENGTH
+from llada.evaluation.reversal_facts import ReversalFacts, build_reversal_tokenizer
+from llada.modeling_llada.model_card import create_model_card
+
 from .progress import LossBar
 
 
