@@ -1,6 +1,6 @@
 """What makes transformers know the models and checkpoints of this package."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .checkpoint_layouts import register_checkpoint_layouts
 from .configuration_illada import ILLaDAConfig
@@ -31,6 +31,8 @@ def register_with_transformers() -> None:
     register_checkpoint_layouts()
     for config_class, model_class in MODELS.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for model_type in config_class.other_model_types:
+            CONFIG_MAPPING.register(model_type, config_class, exist_ok=True)
         for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
             auto_class.register(config_class, model_class, exist_ok=True)
 

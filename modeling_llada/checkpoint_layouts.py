@@ -60,8 +60,8 @@ class _JoinHalves(ConversionOps):
 def merged_experts() -> WeightConverter:
     """
     What dFactory's merged files need beside the published layout, for loading only: `mlp.experts.gate_proj` and
-    `mlp.experts.up_proj`, each of all experts. dInfer's `mlp.w1` and `mlp.w2` look alike and are something else; they
-    are reported as unexpected.
+    `mlp.experts.up_proj`, each of all experts. dInfer's `mlp.w1` and `mlp.w2` look alike and are something else; a
+    file with them is refused.
     """
     halves = ["mlp.experts.gate_proj", "mlp.experts.up_proj"]
     return WeightConverter(halves, "mlp.experts.gate_up_proj", [_JoinHalves()])

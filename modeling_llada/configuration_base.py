@@ -35,6 +35,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         ValueError: If a field is given under both of its names with different values, or no model can be built.
     """
 
+    # names that other projects give the family in `config.json`
+    other_model_types: ClassVar[tuple[str, ...]] = ()
     # whether the family was trained with block-causal attention
     block_causal: ClassVar[bool] = False
 
@@ -63,6 +65,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._published_torch_dtype = "torch_dtype" in kwargs
+        # files of LLaDA-MoE say "llada", and other projects have names of their own; layouts go by that of the class
+        kwargs.pop("model_type", None)
         # trl reads it from every config whose model is not part of transformers; not saved if empty
         kwargs.setdefault("auto_map", {})
         for standard, published in self.attribute_map.items():
@@ -75,6 +79,14 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # the validation after construction runs this again, but hides the ValueError in an error of its own
         self.validate_architecture()
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        # or transformers would warn of another family
+        if config_dict.get("model_type") in cls.other_model_types:
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
 
     def derive_fields(self) -> None:
         """Fills in fields that default to a function of other fields."""
@@ -225,11 +237,6 @@ class MixtureOfExpertsConfig(MaskedDiffusionConfig):
 
     # the order in which the outputs of a token's experts are added: of the experts or of their scores
     accumulates_by_expert = False
-
-    def __post_init__(self, **kwargs):
-        # files of LLaDA-MoE say "llada", and training forks have names of their own; layouts go by this one
-        kwargs.pop("model_type", None)
-        super().__post_init__(**kwargs)
 
     def derive_fields(self) -> None:
         super().derive_fields()

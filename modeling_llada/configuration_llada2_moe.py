@@ -100,6 +100,8 @@ class LLaDA2MoeConfig(MixtureOfExpertsConfig):
     """
 
     model_type = "llada2_moe"
+    # dLLM and dFactory
+    other_model_types = ("llada21_moe", "llada2_moe_veomni")
     attribute_map = {"residual_dropout": "output_dropout"}
     # no plan for attention: its projections are one tensor on disk, which transformers cannot split into shards
     base_model_tp_plan = {

@@ -8,6 +8,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 
 from .checkpoint_layouts import LAYOUTS, in_memory_tensors, merged_experts
+from .loading_checks import refuse_integers, refuse_wrong_tensors
 
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ class PublishedCheckpointsMixin(Base):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        tensors = state_dict
+        if tensors is None:
+            tensors = {}
+            for file in checkpoint_files:
+                tensors.update(load_state_dict(file, map_location="meta"))
+        refuse_integers(tensors, load_config)
         layout = LAYOUTS.get(model.config.model_type)
         if layout is not None and layout.has_experts:
-            tensors = state_dict
-            if tensors is None:
-                tensors = {}
-                for file in checkpoint_files:
-                    tensors.update(load_state_dict(file, map_location="meta"))
             for name, tensor in tensors.items():
                 if name.endswith(".mlp.gate.expert_bias"):
                     model.published_bias_dtype = tensor.dtype
@@ -45,6 +47,11 @@ class PublishedCheckpointsMixin(Base):
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        refuse_wrong_tensors(model, load_config, loading_info)
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     @property
     def _weight_conversions(self) -> list | None:
