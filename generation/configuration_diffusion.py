@@ -1,11 +1,11 @@
 """The settings of one call of `generate` or `infill`, saved with a checkpoint in `generation_config.json`."""
 
-import difflib
 from functools import cache
 from typing import Any
 
 from transformers import GenerationConfig
 
+from .foreign_settings import name_unknown, refuse_autoregressive
 from .validity import RULE_DEFAULTS, SELECTIONS, check_combinations, check_values
 
 
@@ -31,46 +31,13 @@ EXCLUSIVE = (
     SELECTIONS,
 )
 
-# names of other samplers -> what to write here
-_FOREIGN_NAMES = {
-    "alg": "remasking",
-    "alg_temp": "remasking_temperature",
-    "block_size": "block_length",
-    "canvas_length": "block_length",
-    "expansion_factor": "expand_factor",
-    "confidence_eos_eot_inf": 'suppress_eos="confidence"',
-    "gen_length": "max_new_tokens",
-    "initial_gen_length": "initial_length",
-    "k_exploration_steps": "exploration_steps",
-    "logits_eos_inf": 'suppress_eos="logits"',
-    "mask_id": "mask_token_id",
-    "max_gen_length": "max_new_tokens",
-    "num_inference_steps": "max_denoising_steps",
-    "stability_threshold": "stable_steps",
-    "threshold_back": "verify_threshold",
-}
-
-# settings of autoregressive decoding that have no meaning here -> why
-_REFUSED = {
-    "cache_implementation": "every step sees the whole canvas again, there is no cache to choose",
-    "encoder_no_repeat_ngram_size": "there is no encoder",
-    "forced_bos_token_id": "the prompt is given, not generated",
-    "output_attentions": "a step has attentions for every forward pass; call the model on a partly masked sequence",
-    "output_hidden_states": "call the model on a partly masked sequence instead",
-    "output_logits": "every step predicts every masked position; set `output_trace=True` for tokens and confidences",
-    "output_scores": "every step predicts every masked position; set `output_trace=True` for tokens and confidences",
-    "prompt_lookup_num_tokens": "speculative decoding drafts left to right, which a mask predictor does not do",
-    "token_healing": "tokens are not generated left to right; mask the last token of the prompt and call `infill`",
-    "use_mtp": "speculative decoding drafts left to right, which a mask predictor does not do",
-    "watermarking_config": "watermarks hash the token to the left, which may still be masked",
-}
-
 
 class DiffusionGenerationConfig(GenerationConfig):
     r"""
     Settings of [`LLaDAGenerationMixin.generate`] and [`LLaDAGenerationMixin.infill`]: a
     [`~transformers.GenerationConfig`] with the fields of masked diffusion sampling (arXiv 2502.09992, Algorithms 4 and
-    5). A field left at `None` takes its value from the generation config of the model, or from the defaults below.
+    5). A field that is not given takes its value from the generation config of the model, or from the defaults below;
+    `None` switches it off.
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to 128):
@@ -256,6 +223,7 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         read_temperature(kwargs)
+        switched_off = {name for name, value in kwargs.items() if value is None}
         self.initial_length: int | None = kwargs.pop("initial_length", None)
         self.length_step: int | None = kwargs.pop("length_step", None)
         self.length_threshold: float | None = kwargs.pop("length_threshold", None)
@@ -313,6 +281,13 @@ class DiffusionGenerationConfig(GenerationConfig):
         if not kwargs.get("_from_model_config"):
             refuse_unknown(kwargs)
         super().__init__(**kwargs)
+        # a `None` that somebody wrote is not a field that nobody set
+        self._switched_off: set[str] = switched_off
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "_switched_off" in vars(self) and not name.startswith("_"):
+            (self._switched_off.discard, self._switched_off.add)[value is None](name)
 
     @staticmethod
     @cache
@@ -362,17 +337,39 @@ class DiffusionGenerationConfig(GenerationConfig):
             "split_token_id",
         )
         weaker = {**DEFAULTS, **(BLOCK_CAUSAL_DEFAULTS if getattr(model_config, "block_causal", False) else {})}
-        weaker |= {name: getattr(model_config, name, None) for name in tokens}
         for pair in EXCLUSIVE:
             if any(getattr(self, name) is not None for name in pair):
                 weaker = {name: value for name, value in weaker.items() if name not in pair}
-        self.update(defaults_only=True, **weaker)
+        if self.use_cache is False:
+            weaker.pop("kv_cache", None)
+        weaker = {name: value for name, value in weaker.items() if name not in self._switched_off}
+        weaker |= {name: getattr(model_config, name, None) for name in tokens}
+        for name, value in weaker.items():
+            if value is not None and getattr(self, name) is None:
+                setattr(self, name, value)
         return self
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is set, and as `None` what is switched off. Fields that nobody set are left out."""
+        fields, values = self.field_names(), super().to_dict()
+        switched_off = values.pop("_switched_off", ())
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name not in fields or name in switched_off
+        }
+
     def to_diff_dict(self) -> dict[str, Any]:
-        """The fields that are set and differ from those of a [`~transformers.GenerationConfig`], as they are saved."""
+        """
+        The fields that are set and differ from those of a [`~transformers.GenerationConfig`], as they are saved. Of
+        what is switched off, that which has a default.
+        """
         fields, values = self.field_names(), super().to_diff_dict()
-        return {name: value for name, value in values.items() if value is not None or name not in fields}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name not in fields or name in DEFAULTS or name in BLOCK_CAUSAL_DEFAULTS
+        }
 
     @property
     def guidance(self) -> float:
@@ -432,15 +429,12 @@ class DiffusionGenerationConfig(GenerationConfig):
                 f"`rng_compat={self.rng_compat!r}` needs the draws of the whole canvas in every step; set "
                 "`eos_early_stop=False`."
             )
-        check_combinations(self)
-        if self.num_beams is not None and self.num_beams > 1:
+        if self.use_cache is False and self.kv_cache is not None:
             raise ValueError(
-                f"`num_beams={self.num_beams}`: beam search extends prefixes token by token, and a mask predictor has "
-                "none; leave it out. For several answers use `do_sample=True, num_return_sequences=...`."
+                f"`use_cache=False` and `kv_cache={self.kv_cache!r}` exclude each other; give one of them."
             )
-        for name, reason in _REFUSED.items():
-            if getattr(self, name) not in (None, False, 0):
-                raise ValueError(f"`{name}={getattr(self, name)!r}` is not supported: {reason}.")
+        check_combinations(self)
+        refuse_autoregressive(self)
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
 
 
@@ -471,15 +465,8 @@ def refuse_unknown(values: dict[str, Any], also_allowed: tuple[str, ...] = ()) -
     """
     names = DiffusionGenerationConfig.field_names()
     unknown = [name for name in values if name not in names and name not in also_allowed and not name.startswith("_")]
-    if not unknown:
-        return
-    hints = []
-    for name in unknown:
-        close = _FOREIGN_NAMES.get(name) or next(
-            iter(difflib.get_close_matches(name, [*names, *also_allowed], n=1)), None
-        )
-        hints.append(f"`{name}`" + (f" (write `{close}`)" if close else ""))
-    raise ValueError(f"Unknown generation setting: {', '.join(hints)}.")
+    if unknown:
+        raise ValueError(f"Unknown generation setting: {name_unknown(unknown, [*names, *also_allowed])}.")
 
 
 __all__ = [

@@ -138,6 +138,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             )
         num_new_tokens = config.max_new_tokens
         if num_new_tokens is None:
+            if config.max_length is None:
+                raise ValueError("`max_new_tokens` and `max_length` are both None; say how many tokens are wanted.")
             num_new_tokens = config.max_length - prompt.shape[1]
             if num_new_tokens < 1:
                 raise ValueError(
@@ -321,8 +323,10 @@ class LLaDAGenerationMixin(GenerationMixin):
             generation_config,
         ):
             settings = config.to_dict() if config is not None else {}
-            _overlay(merged, {name: value for name, value in settings.items() if value is not None})
-        # an explicit `None` switches a setting off
+            if not isinstance(config, DiffusionGenerationConfig):
+                # `None` is what nobody set, too
+                settings = {name: value for name, value in settings.items() if value is not None}
+            _overlay(merged, settings)
         _overlay(merged, kwargs)
         return DiffusionGenerationConfig.from_dict(merged)
 
@@ -345,6 +349,12 @@ class LLaDAGenerationMixin(GenerationMixin):
             given["attention_mask"] = attention_mask = attention_mask.long()
             if not attention_mask.any(1).all():
                 raise ValueError("A row of `attention_mask` is all padding; leave the row out.")
+            change = attention_mask.diff(dim=1)
+            if ((change < 0).cumsum(1).bool() & (change > 0)).any():
+                raise ValueError(
+                    "`attention_mask` has a hole: a 0 between tokens of a row. It marks padding, which stands before "
+                    "or behind the text; take the tokens out of the row."
+                )
             if attention_mask.all():
                 # attention without a mask has faster kernels
                 given["attention_mask"] = None
@@ -448,11 +458,17 @@ class LLaDAGenerationMixin(GenerationMixin):
 
 
 def _overlay(merged: dict[str, Any], source: dict[str, Any]) -> None:
-    """Puts stronger settings over weaker ones; one of an exclusive pair replaces the other."""
+    """
+    Puts stronger settings over weaker ones: one of an exclusive pair replaces the other, `None` switches off.
+    """
     for pair in EXCLUSIVE:
         if any(source.get(name) is not None for name in pair):
             for name in pair:
                 merged.pop(name, None)
+    if source.get("use_cache") is False:
+        merged.pop("kv_cache", None)
+    elif source.get("kv_cache") is not None:
+        merged.pop("use_cache", None)
     merged.update(source)
 
 

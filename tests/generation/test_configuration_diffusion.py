@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from tiny_models import tiny_llada
+from tiny_models import tiny_llada, tiny_llada2_moe
 from transformers import GenerationConfig
 
-from llada import DiffusionGenerationConfig, LLaDAConfig
+from llada import DiffusionGenerationConfig, LLaDA2MoeModelLM, LLaDAConfig
 from llada.generation import preset
 from llada.generation.presets import PRESETS
 
@@ -30,16 +30,7 @@ from llada.generation.presets import PRESETS
         ({"guidance_scale": 0.5}, "`guidance_scale` must be at least 1"),
         ({"temperature": -1.0}, "`temperature` must be at least 0"),
         ({"temperature": 0.0, "do_sample": True}, "is greedy"),
-        ({"num_beams": 4}, "`num_beams=4`: beam search"),
-        ({"prompt_lookup_num_tokens": 3}, "left to right"),
-        ({"token_healing": True}, "infill"),
-        ({"output_attentions": True}, "forward pass"),
-        ({"mask_id": 126336}, "write `mask_token_id`"),
-        ({"logits_eos_inf": True}, 'write `suppress_eos="logits"`'),
-        ({"confidence_eos_eot_inf": True}, 'write `suppress_eos="confidence"`'),
-        ({"alg_temp": 0.5, "threshold_back": 0.9}, "write `remasking_temperature`.*write `verify_threshold`"),
-        ({"stepss": 3}, "write `steps`"),
-        ({"zzzz": 3}, "Unknown generation setting: `zzzz`."),
+        ({"use_cache": False, "kv_cache": "dual"}, "`use_cache=False` and `kv_cache='dual'` exclude each other"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
@@ -89,7 +80,7 @@ def test_entries_of_other_programs_survive_a_round_trip(tmp_path):
 
 
 def test_only_what_is_set_is_saved(tmp_path):
-    config = DiffusionGenerationConfig.from_dict({"steps": 4, "cfg_scale": None, "somebody_elses": None})
+    config = DiffusionGenerationConfig.from_dict({"steps": 4, "factor": None, "somebody_elses": None})
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "generation_config.json").read_text())
     saved.pop("transformers_version")
@@ -114,6 +105,47 @@ def test_every_field_is_documented():
     assert {"block_length", "entropy_bound", "remasking", "threshold"} <= ours
     for name in ours:
         assert re.search(rf"\b{name}\b.* \(`", DiffusionGenerationConfig.__doc__)
+
+
+@pytest.mark.parametrize("switch_off", [lambda: DiffusionGenerationConfig(threshold=None, kv_cache=None), "later"])
+def test_none_in_a_config_switches_off(switch_off, tmp_path):
+    model = tiny_llada2_moe()
+    assert (model.generation_config.threshold, model.generation_config.kv_cache) == (0.95, "block")
+    if switch_off == "later":
+        config = DiffusionGenerationConfig(threshold=0.5, kv_cache="block")
+        config.threshold = config.kv_cache = None
+    else:
+        config = switch_off()
+    for passed, stored in ((config, model.generation_config), (None, config)):
+        model.generation_config = stored
+        merged, _ = model._read_arguments(torch.tensor([[1, 2]]), passed, {})
+        assert merged.threshold is merged.kv_cache is None
+    # also where it is read again and completed
+    model.save_pretrained(tmp_path)
+    loaded = LLaDA2MoeModelLM.from_pretrained(tmp_path)
+    assert loaded.generation_config.threshold is loaded.generation_config.kv_cache is None
+    merged, _ = loaded._read_arguments(torch.tensor([[1, 2]]), None, {"threshold": 0.5})
+    assert (merged.threshold, merged.kv_cache) == (0.5, None)
+
+
+def test_none_in_a_config_of_transformers_is_what_nobody_set():
+    merged, _ = tiny_llada2_moe()._read_arguments(torch.tensor([[1, 2]]), GenerationConfig(max_new_tokens=8), {})
+    assert (merged.max_new_tokens, merged.threshold, merged.kv_cache) == (8, 0.95, "block")
+
+
+def test_use_cache_says_whether_there_is_one():
+    model = tiny_llada2_moe()
+    tokens = torch.tensor([[1, 2]])
+
+    def kv_cache(*args):
+        return model._read_arguments(tokens, *args)[0].kv_cache
+
+    assert kv_cache(None, {"use_cache": True}) == "block"
+    assert kv_cache(None, {"use_cache": False}) is None
+    assert kv_cache(GenerationConfig(use_cache=False), {}) is None
+    # what is said last counts
+    assert kv_cache(GenerationConfig(use_cache=False), {"kv_cache": "block"}) == "block"
+    assert DiffusionGenerationConfig(use_cache=False).with_defaults(model.config).kv_cache is None
 
 
 class TestPreset:
