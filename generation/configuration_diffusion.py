@@ -456,6 +456,30 @@ def read_temperature(values: dict[str, Any]) -> None:
         values["temperature"] = None
 
 
+def settings_of(config: GenerationConfig) -> dict[str, Any]:
+    """What a config says. In one of transformers' own, `None` is what nobody set."""
+    values = config.to_dict()
+    if isinstance(config, DiffusionGenerationConfig):
+        return values
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def overlay(merged: dict[str, Any], source: dict[str, Any]) -> None:
+    """
+    Puts stronger settings over weaker ones, in place: one of an exclusive pair replaces the other, `None` switches
+    off.
+    """
+    for pair in EXCLUSIVE:
+        if any(source.get(name) is not None for name in pair):
+            for name in pair:
+                merged.pop(name, None)
+    if source.get("use_cache") is False:
+        merged.pop("kv_cache", None)
+    elif source.get("kv_cache") is not None:
+        merged.pop("use_cache", None)
+    merged.update(source)
+
+
 def refuse_unknown(values: dict[str, Any], also_allowed: tuple[str, ...] = ()) -> None:
     """
     Refuses names that are no fields of [`DiffusionGenerationConfig`] and not in `also_allowed`.
@@ -474,6 +498,8 @@ __all__ = [
     "DEFAULTS",
     "EXCLUSIVE",
     "DiffusionGenerationConfig",
+    "overlay",
     "read_temperature",
     "refuse_unknown",
+    "settings_of",
 ]

@@ -12,13 +12,14 @@ from .answer_length import settle_length
 from .assembly import compile_forward, make_forward, make_proposer, make_revision, make_selector
 from .canvas import Canvas
 from .canvas_cache import CanvasCache
-from .configuration_diffusion import EXCLUSIVE, DiffusionGenerationConfig, read_temperature, refuse_unknown
+from .configuration_diffusion import DiffusionGenerationConfig, overlay, read_temperature, refuse_unknown, settings_of
 from .denoising import Listener, denoise
 from .expansion import grown_length
 from .forwards import BlockCausalForward, FullForward
 from .positional import PositionalProcessors
 from .regions import Region
 from .stopping import CriteriaStopper, EndOfTextStopper, stopping_criteria_of
+from .stored_settings import read_stored_settings, refuse_stored
 from .streaming import StreamFeed
 from .trace import Trace, TraceRecorder
 
@@ -262,24 +263,20 @@ class LLaDAGenerationMixin(GenerationMixin):
         model configuration, settings from the defaults. Called by `from_pretrained`.
         """
         if generation_config is not None:
-            loaded = DiffusionGenerationConfig.from_dict(generation_config.to_dict())
+            loaded = DiffusionGenerationConfig.from_dict(settings_of(generation_config))
         elif pretrained_model_name_or_path is not None:
-            try:
-                loaded = DiffusionGenerationConfig.from_pretrained(
-                    pretrained_model_name_or_path,
-                    _from_auto=from_auto_class,
-                    _from_pipeline=from_pipeline,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    proxies=proxies,
-                    local_files_only=local_files_only,
-                    token=token,
-                    revision=revision,
-                    subfolder=subfolder,
-                    **kwargs,
-                )
-            except OSError:
-                logger.info("No generation_config.json found, using the defaults.")
+            loaded = read_stored_settings(
+                pretrained_model_name_or_path,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                revision=revision,
+                subfolder=subfolder,
+                **kwargs,
+            )
+            if loaded is None:
+                logger.info("There is no generation_config.json; using the defaults.")
                 return
         else:
             return
@@ -322,13 +319,15 @@ class LLaDAGenerationMixin(GenerationMixin):
             self.generation_config,
             generation_config,
         ):
-            settings = config.to_dict() if config is not None else {}
-            if not isinstance(config, DiffusionGenerationConfig):
-                # `None` is what nobody set, too
-                settings = {name: value for name, value in settings.items() if value is not None}
-            _overlay(merged, settings)
-        _overlay(merged, kwargs)
-        return DiffusionGenerationConfig.from_dict(merged)
+            if config is not None:
+                overlay(merged, settings_of(config))
+        overlay(merged, kwargs)
+        try:
+            return DiffusionGenerationConfig.from_dict(merged)
+        except (TypeError, ValueError):
+            # settings that cannot work do not keep a checkpoint from loading, see `read_stored_settings`
+            refuse_stored(self.generation_config)
+            raise
 
     def _check_inputs(self, config: DiffusionGenerationConfig, given: dict[str, Any]) -> None:
         tokens, attention_mask = given["input_ids"], given.get("attention_mask")
@@ -455,21 +454,6 @@ class LLaDAGenerationMixin(GenerationMixin):
             )
 
         return build
-
-
-def _overlay(merged: dict[str, Any], source: dict[str, Any]) -> None:
-    """
-    Puts stronger settings over weaker ones: one of an exclusive pair replaces the other, `None` switches off.
-    """
-    for pair in EXCLUSIVE:
-        if any(source.get(name) is not None for name in pair):
-            for name in pair:
-                merged.pop(name, None)
-    if source.get("use_cache") is False:
-        merged.pop("kv_cache", None)
-    elif source.get("kv_cache") is not None:
-        merged.pop("use_cache", None)
-    merged.update(source)
 
 
 def _tokens_per_forward(

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 
-__all__ = ["Hub", "Repo", "serve_hub"]
+__all__ = ["Hub", "HubError", "Repo", "serve_hub"]
 
 
 class HubError(Exception):
@@ -85,6 +85,8 @@ class Hub:
         self.users = users
         self.repos: dict[str, Repo] = {}
         self.downloads: list[str] = []
+        # what is answered instead of a file, by `repo_id/path`
+        self.refusals: dict[str, HubError] = {}
         self.url = ""
 
     def add_folder(self, repo_id: str, folder: Path) -> None:
@@ -246,6 +248,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def send_file(self, repo: Repo, repo_id: str, revision: str, name: str) -> None:
         sha = repo.resolve(revision)
+        if refusal := self.hub.refusals.get(f"{repo_id}/{name}"):
+            raise refusal
         if name not in repo.commits[sha]:
             raise HubError(404, "EntryNotFound", f"{name} does not exist")
         content = repo.commits[sha][name]
