@@ -1,8 +1,14 @@
-"""Named settings of published samplers. A preset is a plain config: print it, change it, save it."""
+"""
+Named settings of published samplers. A preset is a plain config: print it, change it, save it.
+
+A preset is complete: rules, caches and processors that it has no value for are off, so that what a checkpoint had set
+for others has no part in it.
+"""
 
 from typing import Any
 
-from .configuration_diffusion import DiffusionGenerationConfig
+from .configuration_diffusion import DEFAULTS, DiffusionGenerationConfig, overlay
+from .foreign_settings import REFUSED
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -150,9 +156,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# what a preset leaves to the checkpoint and the call: special tokens, the length if it has none of its own, when to
+# stop, and the form of the output
+_NOT_SAMPLING = frozenset(
+    {
+        "bos_token_id",
+        "compile_config",
+        "delete_token_id",
+        "disable_compile",
+        "eos_token_id",
+        "mask_token_id",
+        "max_length",
+        "max_new_tokens",
+        "max_time",
+        "num_return_sequences",
+        "output_trace",
+        "pad_token_id",
+        "return_dict_in_generate",
+        "split_token_id",
+        "stop_strings",
+        "transformers_version",
+        *REFUSED,
+    }
+)
+
+
 def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     """
-    The settings of a published sampler.
+    The settings of a published sampler. All other rules are off, whatever the checkpoint has set.
 
     | name | sampler |
     |---|---|
@@ -173,7 +204,8 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
         name (`str`):
             Name of the preset.
         overrides (`dict[str, Any]`, *optional*):
-            Fields of [`DiffusionGenerationConfig`] to set differently.
+            Fields of [`DiffusionGenerationConfig`] to set differently. One of an exclusive pair replaces the other:
+            `max_length` the preset's `max_new_tokens`, `factor` its `threshold`.
 
     Returns:
         [`DiffusionGenerationConfig`]: To pass as `generation_config`, or to store in `model.generation_config`.
@@ -184,19 +216,19 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     Example:
 
     ```python
-    >>> from llada.generation import preset
+    >>> from llada import preset
 
     >>> model.generate(input_ids, generation_config=preset("llada", max_new_tokens=64, steps=64, block_length=32))
     ```
     """
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}; choose one of {sorted(PRESETS)}.")
-    settings = dict(PRESETS[name])
-    if "max_denoising_steps" in overrides:
-        settings.pop("steps", None)
-    if "temperature" in overrides and "do_sample" not in overrides:
-        settings.pop("do_sample", None)
-    return DiffusionGenerationConfig(**{**settings, **overrides})
+    settings = {field: DEFAULTS.get(field) for field in DiffusionGenerationConfig.field_names() - _NOT_SAMPLING}
+    overlay(settings, PRESETS[name])
+    if overrides.get("temperature") is not None and "do_sample" not in overrides:
+        del settings["do_sample"]
+    overlay(settings, overrides)
+    return DiffusionGenerationConfig(**settings)
 
 
 __all__ = ["preset"]

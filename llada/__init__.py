@@ -3,7 +3,7 @@ Masked diffusion language models of the LLaDA family (arXiv 2502.09992) for tran
 
 Importing the package registers its models with the Auto classes, so that
 `AutoModelForMaskedLM.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` gives a model with the methods `generate` and
-`infill`. The trainers are imported when they are first asked for: they need the `train` extra.
+`infill`. What else there is is imported when it is first asked for; the trainers need the `train` extra.
 """
 
 from importlib import import_module
@@ -34,6 +34,9 @@ from .modeling_llada.modeling_llada import (
 
 
 if TYPE_CHECKING:
+    from .generation.presets import preset
+    from .generation.terminal import TerminalStreamer
+    from .generation.trace import Trace
     from .trainers.data_collator import DataCollatorForMaskedDiffusion
     from .trainers.pre_trainer import LLaDAPreTrainer
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
@@ -59,16 +62,22 @@ __all__ = [
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",
     "LLaDASFTTrainer",
+    "TerminalStreamer",
+    "Trace",
+    "preset",
 ]
 
 __version__ = "0.1.0"
 
-_TRAINERS = {
+_LAZY = {
     "DataCollatorForMaskedDiffusion": ".trainers.data_collator",
     "LLaDAPreTrainer": ".trainers.pre_trainer",
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",
     "LLaDASFTTrainer": ".trainers.sft_trainer",
+    "TerminalStreamer": ".generation.terminal",
+    "Trace": ".generation.trace",
+    "preset": ".generation.presets",
 }
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
 _SUBPACKAGES = frozenset({"evaluation", "generation", "modeling_llada", "trainers"})
@@ -77,9 +86,9 @@ _SUBPACKAGES = frozenset({"evaluation", "generation", "modeling_llada", "trainer
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f".{name}", __name__)
-    if name in _TRAINERS:
+    if name in _LAZY:
         try:
-            return getattr(import_module(_TRAINERS[name], __name__), name)
+            return getattr(import_module(_LAZY[name], __name__), name)
         except ModuleNotFoundError as error:
             if error.name in _TRAIN_EXTRA:
                 raise ImportError(f"llada.{name} needs {error.name}: pip install 'llada[train]'") from error

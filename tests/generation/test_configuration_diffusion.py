@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from demo_checkpoint import load_demo
 from tiny_models import tiny_llada, tiny_llada2_moe
 from transformers import GenerationConfig
 
@@ -168,6 +169,71 @@ class TestPreset:
         assert answer.shape[1] <= 15
         assert not (answer == model.config.mask_token_id).any()
         assert f'"{name}"' in preset.__doc__
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_is_complete(self, name):
+        torch.manual_seed(0)
+        published, clean = name.startswith("llada2"), {"max_new_tokens": 12}
+        if name == "llada":
+            clean |= {"steps": 12, "block_length": 12}
+        model = tiny_llada2_moe() if published else load_demo()[0]
+        prompt = torch.tensor([[3, 4, 5]])
+        expected = None
+        for leak in (
+            {},
+            {"max_denoising_steps": 4, "remasking": "random", "suppress_eos": "logits"},
+            {"factor": 0.5, "suffix_window": 2, "remask_threshold": 0.4, "cfg_scale": 1.0},
+            {"threshold": 0.1, "low_threshold": 0.05, "do_sample": True, "temperature": 0.9, "top_k": 2},
+            {"guidance_scale": 3.0, "repetition_penalty": 9.0, "use_cache": False, "suppress_tokens": [7, 8]},
+        ):
+            # what the checkpoint has set, as `from_pretrained` completes it
+            model.generation_config = DiffusionGenerationConfig(**leak).with_defaults(model.config)
+            torch.manual_seed(0)
+            output = model.generate(
+                prompt, generation_config=preset(name, **clean), return_dict_in_generate=True, output_trace=True
+            )
+            found = (output.num_forwards, output.sequences.tolist(), output.trace[0].step_of)
+            expected = found if expected is None else expected
+            assert found == expected
+
+    def test_takes_its_own_number_of_forwards(self):
+        # the checkpoint has four steps per block, which its threshold does not ask for
+        model = load_demo()[0]
+        assert model.generation_config.max_denoising_steps == 4
+        settings = {"max_new_tokens": 12, "block_length": 12, "threshold": 1.0}
+        output = model.generate(
+            torch.tensor([[3, 4, 5]]), generation_config=preset("fast-dllm", **settings), return_dict_in_generate=True
+        )
+        assert output.num_forwards >= 12
+
+    def test_stays_complete_where_it_is_stored(self, tmp_path):
+        model = tiny_llada2_moe()
+        model.generation_config = preset("llada", max_new_tokens=6, steps=6)
+        model.save_pretrained(tmp_path)
+        loaded = LLaDA2MoeModelLM.from_pretrained(tmp_path).generation_config
+        assert loaded.threshold is loaded.kv_cache is None
+        assert loaded.to_diff_dict() == model.generation_config.to_diff_dict() | {
+            name: getattr(model.config, name)
+            for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        }
+
+    def test_overrides_replace_the_other_of_a_pair(self):
+        config = preset("fast-dllm", factor=1.0)
+        assert (config.threshold, config.factor) == (None, 1.0)
+        config = preset("llada", max_length=12)
+        assert (config.max_new_tokens, config.max_length) == (None, 12)
+        config = preset("llada", guidance_scale=2.0)
+        assert (config.cfg_scale, config.guidance) == (None, 1.0)
+        config = preset("eb", temperature=0)
+        assert (config.do_sample, config.temperature) == (False, None)
+        merged, _ = tiny_llada()._read_arguments(torch.tensor([[1, 2]]), preset("llada", max_length=12), {})
+        assert (merged.max_new_tokens, merged.max_length) == (None, 12)
+
+    def test_leaves_tokens_and_stopping_to_the_checkpoint(self):
+        model = tiny_llada()
+        model.generation_config.update(eos_token_id=[42, 7], max_time=60.0, max_new_tokens=9)
+        merged, _ = model._read_arguments(torch.tensor([[1, 2]]), preset("hierarchical"), {})
+        assert (merged.eos_token_id, merged.max_time, merged.max_new_tokens) == ([42, 7], 60.0, 9)
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="no preset 'lada'; choose one of .*'llada'"):
