@@ -51,10 +51,10 @@ class Credit:
         counts = (canvas.masked & self.block.inside).flatten()[index]
         cells = index // length * width + (index % length - self.block.start).clamp(0, width - 1)
         best, token = logits.float().softmax(1).max(1)
+        # where nothing is allowed nothing is gained
+        gained = (best**self.exponent).masked_fill(~counts | best.isnan(), 0.0)
         self.account.mul_(self.decay)
-        self.account.view(-1).scatter_add_(
-            0, cells * logits.shape[1] + token, (best**self.exponent).masked_fill(~counts, 0.0)
-        )
+        self.account.view(-1).scatter_add_(0, cells * logits.shape[1] + token, gained)
         gain = self.weight * self.account[cells].log1p().masked_fill(~counts.unsqueeze(1), 0.0)
         return logits + gain.to(logits.dtype)
 

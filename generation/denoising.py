@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .canvas import Canvas, Delta
 from .forwards import FullForward
+from .progress import Progress
 from .proposals import Proposer
 from .regions import Block, Region
 from .revision import Revision
@@ -38,6 +39,7 @@ def denoise(
         c. Propose a token for each and score it.
         d. Select the positions to commit, and those to revise.
         e. Change the canvas, and tell the listeners. They may finish rows.
+    2. See that no mask is left.
 
     Args:
         canvas ([`Canvas`]):
@@ -54,8 +56,12 @@ def denoise(
             Changes what was committed, or where it stands.
         listeners (`Sequence[Listener]`, *optional*):
             Told of every step.
+
+    Raises:
+        ValueError: If a step decides nothing where something is to be decided, or masks are left at the end, see
+            [`~llada.generation.progress.Progress`].
     """
-    step = 0
+    step, progress = 0, Progress(canvas)
     # 1. blocks and steps
     for block in region:
         for part in (propose, selector, revision, forward):
@@ -63,7 +69,8 @@ def denoise(
         # 1.a. positions that may change
         while (eligible := selector.eligible(canvas, block)) is not None:
             wanted = eligible | selector.observed(canvas, block, eligible) | revision.watched(canvas, block)
-            counts = forward.count(canvas, wanted)
+            counts = forward.count(canvas, progress.mark(wanted.sum(1)))
+            progress.check(counts)
             if not any(counts):
                 if not selector.keeps_idle_steps:
                     break
@@ -73,7 +80,8 @@ def denoise(
             # 1.b. and 1.c. logits, tokens, scores
             proposal = propose(forward(canvas, wanted, counts), canvas, index, eligible)
             # 1.d. positions to commit and to revise
-            positions, tokens = revision.revise(proposal, selector.select(proposal, canvas, block), canvas, block)
+            committed = selector.select(proposal, canvas, block)
+            positions, tokens = revision.revise(proposal, committed, canvas, block)
             delta = Delta(
                 step=step,
                 block=block.index,
@@ -82,6 +90,7 @@ def denoise(
                 confidence=proposal.spread(proposal.confidence, 0.0).float(),
                 repeats=revision.repeats(proposal, positions, canvas, block),
             )
+            progress.note(step, block, proposal, eligible, committed)
             # 1.e. the change
             canvas.apply(delta)
             for listener in listeners:
@@ -89,6 +98,8 @@ def denoise(
             step += 1
         for listener in listeners:
             listener.on_block_end(canvas, block)
+    # 2. nothing is left
+    progress.finish(canvas)
 
 
 __all__ = ["Listener", "denoise"]

@@ -80,9 +80,9 @@ class ExpandingForward(FullForward):
         super().__init__(model, guidance)
         self.padding = canvas.padding.tolist()
 
-    def count(self, canvas: Canvas, wanted: torch.Tensor) -> list[int]:
+    def count(self, canvas: Canvas, numbers: torch.Tensor) -> list[int]:
         # in the same wait
-        counts, ends = torch.stack([wanted.sum(1), canvas.ends]).tolist()
+        counts, ends = torch.stack([numbers, canvas.ends]).tolist()
         active = [row for row, count in enumerate(counts) if count]
         self.end = max((ends[row] for row in active), default=0)
         self.is_even = not any(self.padding[row] or ends[row] < self.end for row in active)

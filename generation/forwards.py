@@ -49,9 +49,12 @@ class FullForward:
         """Called before the first step of a block."""
         self.end = block.end if self.block_length and not self.keeps_shapes else canvas.tokens.shape[1]
 
-    def count(self, canvas: Canvas, wanted: torch.Tensor) -> list[int]:
-        """The number of wanted positions in each row: what a step waits for the device to tell, once."""
-        return wanted.sum(1).tolist()
+    def count(self, canvas: Canvas, numbers: torch.Tensor) -> list[int]:
+        """
+        The number of wanted positions in each row, `numbers` of shape `(batch,)`, on the host: what a step waits for
+        the device to tell, once.
+        """
+        return numbers.tolist()
 
     def index(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """

@@ -74,11 +74,11 @@ class DelayedForward(CachedForward):
         super().begin(canvas, block)
         self.step = -1
 
-    def count(self, canvas: Canvas, wanted: torch.Tensor) -> list[int]:
+    def count(self, canvas: Canvas, numbers: torch.Tensor) -> list[int]:
         # what is masked now was masked before: masks, and what the last step committed
         self.unsettled = self.masked_before
         self.masked_before = canvas.masked
-        counts, (self.num_unsettled,) = torch.stack([wanted.sum(1), self.unsettled.sum(1)]).tolist()
+        counts, (self.num_unsettled,) = torch.stack([numbers, self.unsettled.sum(1)]).tolist()
         return counts
 
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:

@@ -34,7 +34,8 @@ class Proposal:
         scores (`torch.FloatTensor` of shape `(positions,)`):
             How good each is. Of the positions that are eligible, the best is committed first.
         eligible (`torch.BoolTensor` of shape `(batch, length)`):
-            The positions that may be committed: those of `index` that are masked.
+            The positions that may be committed: those of `index` that are masked, and whose logits and score are
+            numbers.
     """
 
     index: torch.Tensor
@@ -49,7 +50,7 @@ class Proposal:
         """The scores on the canvas, `(batch, length)`, minus infinity where nothing may be committed."""
         return self.spread(self.scores, -torch.inf).masked_fill(~self.eligible, -torch.inf)
 
-    def spread(self, values: torch.Tensor, elsewhere: float | torch.Tensor) -> torch.Tensor:
+    def spread(self, values: torch.Tensor, elsewhere: float | bool | torch.Tensor) -> torch.Tensor:
         """Values of shape `(positions,)` on the canvas, `elsewhere` where nothing was asked."""
         if isinstance(elsewhere, torch.Tensor):
             canvas = elsewhere.flatten()
@@ -129,8 +130,14 @@ class Proposer:
             logits = self.credit(logits, canvas, index)
         with self.barred(logits, canvas, index):
             tokens = self.choose(logits, canvas, index)
+            chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
         scores, probability = self.score(logits, tokens, canvas, index)
-        return Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores, eligible)
+        # a choice among nothing but minus infinity is none, and what is not a number compares with nothing
+        is_sound = chosen.isfinite() & probability.isfinite() & scores.isfinite()
+        probability, scores = probability.masked_fill(~is_sound, 0.0), scores.masked_fill(~is_sound, -torch.inf)
+        proposal = Proposal(index, canvas.tokens.shape, logits, tokens, probability, scores, eligible)
+        proposal.eligible = eligible & proposal.spread(is_sound, False)
+        return proposal
 
     def constrain(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
         """Rules out tokens, for good: the others share their probability."""
@@ -195,7 +202,7 @@ class Proposer:
         if self.config.remasking_temperature:
             # the best of scores with such noise are a draw from their softmax without replacement
             noise = -(-torch.rand(tokens.shape, dtype=torch.float64, device=tokens.device).log()).log()
-            scores = (scores / self.config.remasking_temperature + noise).to(scores.dtype)
+            scores = scores.double() / self.config.remasking_temperature + noise
         if self.config.suppress_eos == "confidence":
             is_end = torch.isin(tokens, self._index(self.config.eos_token_ids, tokens))
             # behind every other: no entropy exceeds the logarithm of the vocabulary size, no other score its cap

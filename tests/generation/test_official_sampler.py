@@ -16,9 +16,10 @@ CASES = [
     for case in json.loads((FIXTURES / "llada" / "cases.json").read_text(encoding="utf-8"))
     if case["reference"] == "official"
 ]
+MASK = torch.tensor([300])
 
 
-def small_model(seed: int, scale: float = 0.2) -> LLaDAModelLM:
+def small_model(seed: int, scale: float = 0.2, proposes_masks: bool = False) -> LLaDAModelLM:
     torch.manual_seed(seed)
     config = LLaDAConfig(
         hidden_size=32,
@@ -32,7 +33,11 @@ def small_model(seed: int, scale: float = 0.2) -> LLaDAModelLM:
         pad_token_id=299,
         initializer_range=scale,
     )
-    return LLaDAModelLM(config).eval()
+    model = LLaDAModelLM(config).eval()
+    if not proposes_masks:
+        # as a trained model, for which it is never the answer
+        model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, MASK, -50.0))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -147,15 +152,17 @@ def test_end_of_text_controls_as_published(flag, temperature):
     assert torch.isin(expected[:, 7:], torch.tensor([298, 299])).any()
 
 
-def test_a_proposed_mask_stays_masked_as_published():
-    model = small_model(seed=6)
+def test_a_mask_that_is_drawn_as_published_is_an_error():
+    model = small_model(seed=6, proposes_masks=True)
     with torch.no_grad():
         model.lm_head.weight[300] = 3.0 * model.lm_head.weight[12]
     prompt, attention_mask = prompts(padded=False)
     expected = reference_sample(model, prompt, attention_mask, 12, 4, 12)
     config = preset("llada", max_new_tokens=12, block_length=4, steps=12)
-    assert (expected == 300).any()
-    assert torch.equal(model.generate(prompt, config, attention_mask=attention_mask), expected)
+    left = (expected == 300).sum()
+    assert left
+    with pytest.raises(ValueError, match=f"{left} masks are left in rows .* the mask token was drawn"):
+        model.generate(prompt, config, attention_mask=attention_mask)
     # without the compatibility nothing stays masked
     assert not (model.generate(prompt, max_new_tokens=12, block_length=4) == 300).any()
 
