@@ -1,6 +1,7 @@
 """The settings of one call of `generate` or `infill`, saved with a checkpoint in `generation_config.json`."""
 
 from functools import cache
+from numbers import Real
 from typing import Any
 
 from transformers import GenerationConfig
@@ -194,8 +195,9 @@ class DiffusionGenerationConfig(GenerationConfig):
             default. With `editing_threshold`, such proposals are carried out; they are never written.
         rng_compat (`str`, *optional*):
             `"llada"` reproduces the authors' sampler draw for draw: noise is drawn for the whole canvas, also where it
-            is not needed, a draw of the mask token itself leaves a position masked, and `suppress_eos` acts as in the
-            published code (see [`~llada.generation.proposals.ReferenceEndOfText`]). Needs `eos_early_stop=False`.
+            is not needed, a draw of the mask token itself leaves a position masked, which is an error at the end, and
+            `suppress_eos` acts as in the published code (see [`~llada.generation.proposals.ReferenceProposer`]). Needs
+            `eos_early_stop=False`.
         output_trace (`bool`, *optional*):
             Whether the output holds a [`~llada.generation.trace.Trace`] of every step. Implies
             `return_dict_in_generate`.
@@ -418,12 +420,6 @@ class DiffusionGenerationConfig(GenerationConfig):
                 raise ValueError(f"{both} set the same thing; give one of them.")
         if len(self.control_token_ids) == 1:
             raise ValueError("`delete_token_id` and `split_token_id` belong together; give both or neither.")
-        if self.cfg_scale is not None and self.cfg_scale < 0:
-            raise ValueError(f"`cfg_scale` must be at least 0, which is off, but is {self.cfg_scale}.")
-        if self.guidance_scale is not None and self.guidance_scale < 1:
-            raise ValueError(f"`guidance_scale` must be at least 1, which is off, but is {self.guidance_scale}.")
-        if self.temperature is not None and self.temperature < 0:
-            raise ValueError(f"`temperature` must be at least 0, which is greedy, but is {self.temperature}.")
         if self.rng_compat is not None and self.eos_early_stop:
             raise ValueError(
                 f"`rng_compat={self.rng_compat!r}` needs the draws of the whole canvas in every step; set "
@@ -450,8 +446,8 @@ def read_temperature(values: dict[str, Any]) -> None:
         return
     if values.get("do_sample") and temperature == 0:
         raise ValueError("`temperature=0` is greedy and `do_sample=True` is not; leave out one of them.")
-    if values.get("do_sample") is None:
-        values["do_sample"] = temperature > 0
+    if values.get("do_sample") is None and isinstance(temperature, Real):
+        values["do_sample"] = bool(temperature > 0)
     if temperature == 0:
         values["temperature"] = None
 

@@ -9,6 +9,10 @@ from .proposals import Proposal
 from .regions import Block, Region
 
 
+# of a plan, so that it fits in memory and ends
+MAX_STEPS_PER_BLOCK = 2**16
+
+
 def share_out(total: int, parts: int) -> list[int]:
     """Splits `total` into `parts` integers that differ by at most one, the larger ones first."""
     quotient, remainder = divmod(total, parts)
@@ -142,7 +146,7 @@ def schedule_steps(
         `list[list[list[int]]]`: How many positions to commit, by row, block and step.
 
     Raises:
-        ValueError: If there are fewer steps than blocks.
+        ValueError: If there are fewer steps than blocks, or more for a block than a plan can have.
     """
     rows = []
     for counts in region.num_masked:
@@ -157,6 +161,11 @@ def schedule_steps(
         for count in counts:
             positions = region.block_length if count and whole_blocks else count
             num_steps = (next(left) if steps is not None else max_denoising_steps or positions) if count else 0
+            if num_steps > MAX_STEPS_PER_BLOCK:
+                raise ValueError(
+                    f"`{'max_denoising_steps' if steps is None else 'steps'}` gives a block {num_steps} steps, for "
+                    f"{positions} positions; a block can have at most {MAX_STEPS_PER_BLOCK}."
+                )
             quotas = share(positions, num_steps) if num_steps else []
             schedule.append(quotas if keep_idle_steps else [quota for quota in quotas if quota])
         rows.append(schedule)
@@ -259,6 +268,7 @@ class ThresholdSelector(AdaptiveSelector):
 
 
 __all__ = [
+    "MAX_STEPS_PER_BLOCK",
     "AdaptiveSelector",
     "QuotaSelector",
     "Selector",

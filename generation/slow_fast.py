@@ -60,7 +60,9 @@ class SpanSelector(Selector):
         self.explores = torch.ones_like(canvas.finished)
         # of the current phase: steps so far, whether the estimates agreed, and the last of them, the newest last
         self.steps, self.agrees = zeros, torch.zeros_like(canvas.finished)
-        self.estimates = zeros.new_zeros((len(zeros), self.span_window), dtype=torch.float64)
+        # a phase makes no more estimates than it has steps, and a step fills a position
+        self.window = min(self.span_window, self.exploration_steps + 1, canvas.tokens.shape[1] + 1)
+        self.estimates = zeros.new_zeros((len(zeros), self.window), dtype=torch.float64)
         positions = torch.arange(canvas.tokens.shape[1], device=zeros.device)
         self.offsets = positions - block.start
 
@@ -93,7 +95,7 @@ class SpanSelector(Selector):
         estimate = torch.where(clear > 0, clear, self.filled + 1).clamp(1, length)
         estimates = torch.cat([self.estimates[:, 1:], estimate.unsqueeze(1).to(self.estimates.dtype)], dim=1)
         # the first estimates of a phase stand alone
-        known = torch.arange(self.span_window, 0, -1, device=scores.device) <= (self.steps + 1).unsqueeze(1)
+        known = torch.arange(self.window, 0, -1, device=scores.device) <= (self.steps + 1).unsqueeze(1)
         mean = torch.where(known, estimates, 0.0).sum(1) / known.sum(1)
         is_full = known.all(1)
         agree = is_full & (estimates.std(1, correction=0) < self.span_deviation)
@@ -125,8 +127,8 @@ class SpanForward(FullForward):
         super().__init__(model, guidance)
         self.selector = selector
 
-    def count(self, canvas: Canvas, wanted: torch.Tensor) -> list[int]:
-        counts, self.horizons = torch.stack([wanted.sum(1), self.selector.horizon]).tolist()
+    def count(self, canvas: Canvas, numbers: torch.Tensor) -> list[int]:
+        counts, self.horizons = torch.stack([numbers, self.selector.horizon]).tolist()
         return counts
 
     def __call__(self, canvas: Canvas, wanted: torch.Tensor, counts: list[int]) -> torch.Tensor:

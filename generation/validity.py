@@ -1,5 +1,6 @@
 """Which values the settings of a generation config may have, and which of them can work together."""
 
+from numbers import Real
 from typing import Any
 
 
@@ -27,8 +28,20 @@ PROBABILITIES = (
     "threshold_relaxation",
     "verify_threshold",
 )
+# ... any number, ...
+NUMBERS = (
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "max_time",
+    "min_p",
+    "repetition_penalty",
+    "top_h",
+    "top_p",
+    "typical_p",
+)
 # ... at least 0, ...
 NOT_NEGATIVE = (
+    "cfg_scale",
     "credit_exponent",
     "credit_weight",
     "entropy_bound",
@@ -39,8 +52,15 @@ NOT_NEGATIVE = (
     "remasking_temperature",
     "span_deviation",
     "stable_entropy",
+    "temperature",
 )
-# ... an integer, at least this
+# ... what is divided by: 0, which is off, or not so small that the quotient overflows
+DIVISORS = ("remasking_temperature", "temperature")
+# ... at least 1, ...
+AT_LEAST_1 = ("guidance_scale",)
+# ... of those that are no integers, what float32 holds ...
+SMALLEST, LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38
+# ... an integer, at least this, ...
 COUNTS = {
     "block_length": 1,
     "cache_warmup": 1,
@@ -51,15 +71,24 @@ COUNTS = {
     "length_step": 1,
     "length_window": 1,
     "max_denoising_steps": 1,
+    "max_length": 1,
     "max_new_tokens": 1,
     "max_post_steps": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
     "refresh_interval": 1,
     "span_window": 1,
     "stable_steps": 1,
     "steps": 1,
     "suffix_window": 0,
+    "top_k": 0,
     "vicinity": 0,
 }
+# ... and at most this, or what an index holds: edits may go round in circles
+MOST = {"max_post_steps": 1000}
+LARGEST_COUNT = 2**31 - 1
 
 # what a rule runs with where its finer settings are unset
 RULE_DEFAULTS = {
@@ -249,11 +278,15 @@ def check_values(config: Any) -> None:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             what = ("an integer and not negative", "a positive integer")[least] if least < 2 else f"at least {least}"
             raise ValueError(f"`{name}` must be {what}, but is {value!r}.")
+        if value is not None and value > MOST.get(name, LARGEST_COUNT):
+            raise ValueError(f"`{name}` must be at most {MOST.get(name, LARGEST_COUNT)}, but is {value}.")
     gaps = config.commit_gaps
-    if gaps is not None and not (
-        isinstance(gaps, list) and gaps and all(isinstance(gap, (int, float)) for gap in gaps)
-    ):
+    if gaps is not None and not (isinstance(gaps, list) and gaps and all(map(_is_number, gaps))):
         raise ValueError(f"`commit_gaps` must be a list of numbers, e.g. [7.5, 5.0, 2.5], but is {gaps!r}.")
+    for name in (*NUMBERS, *PROBABILITIES, *NOT_NEGATIVE, *AT_LEAST_1):
+        value = getattr(config, name)
+        if value is not None and not _is_number(value):
+            raise ValueError(f"`{name}` must be a finite number that float32 holds, but is {value!r}.")
     choices = {
         "confidence_dtype": CONFIDENCE_DTYPES,
         "factor_compat": FACTOR_COMPAT,
@@ -272,6 +305,14 @@ def check_values(config: Any) -> None:
     for name in NOT_NEGATIVE:
         if getattr(config, name) is not None and not getattr(config, name) >= 0:
             raise ValueError(f"`{name}` must be at least 0, but is {getattr(config, name)}.")
+    for name in DIVISORS:
+        if getattr(config, name) is not None and 0 < getattr(config, name) < SMALLEST:
+            raise ValueError(
+                f"`{name}` must be 0, which is off, or at least {SMALLEST}, but is {getattr(config, name)}."
+            )
+    for name in AT_LEAST_1:
+        if getattr(config, name) is not None and not getattr(config, name) >= 1:
+            raise ValueError(f"`{name}` must be at least 1, which is off, but is {getattr(config, name)}.")
 
 
 def check_combinations(config: Any) -> None:
@@ -341,6 +382,11 @@ def check_complete(config: Any) -> None:
                 f"`{name}={getattr(config, name)}` {does}, and a plan of steps would end before they are filled; set "
                 f"one of {_named(list(SELECTIONS))}, too."
             )
+
+
+def _is_number(value: Any) -> bool:
+    # also false for not-a-number
+    return isinstance(value, Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _holds(given: dict, name: str, values: tuple | None) -> bool:

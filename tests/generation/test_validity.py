@@ -6,11 +6,17 @@ from tiny_models import tiny_llada
 
 from llada import DiffusionGenerationConfig
 from llada.generation.validity import (
+    AT_LEAST_1,
     CACHE_SETTINGS,
     CONFLICTS,
+    COUNTS,
+    DIVISORS,
     EARLY_COMMITS,
     NEEDS,
     NOT_IN_THE_REFERENCE,
+    NOT_NEGATIVE,
+    NUMBERS,
+    PROBABILITIES,
     REFINEMENTS,
     REVISIONS,
     SELECTIONS,
@@ -99,6 +105,67 @@ def test_the_reference_has_no_other_rules(name):
 def test_values(settings, message):
     with pytest.raises(ValueError, match=message):
         DiffusionGenerationConfig(**settings)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, 10**400, "0.5", True, [0.5]])
+@pytest.mark.parametrize("name", [*NUMBERS, *PROBABILITIES, *NOT_NEGATIVE, *AT_LEAST_1])
+def test_numbers_are_finite(name, value):
+    # 1e39 is finite, but not in the precision that logits have
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number that float32 holds, but is"):
+        DiffusionGenerationConfig(**{name: value})
+
+
+def test_generate_asks_for_finite_numbers_too():
+    with pytest.raises(ValueError, match="`cfg_scale` must be a finite number that float32 holds, but is nan"):
+        tiny_llada().generate(torch.tensor([[1]]), cfg_scale=float("nan"))
+
+
+@pytest.mark.parametrize("name", DIVISORS)
+def test_what_is_divided_by_is_not_too_small(name):
+    DiffusionGenerationConfig(**{name: 0.0})
+    with pytest.raises(ValueError, match=f"`{name}` must be 0, which is off, or at least 1.17"):
+        DiffusionGenerationConfig(**{name: 1e-39})
+    smallest = {name: 1.2e-38, "max_new_tokens": 4, "do_sample": True}
+    assert not (tiny_llada().generate(torch.tensor([[1]]), **smallest) == 40).any()
+
+
+def test_gaps_are_finite():
+    for gap in (float("nan"), float("inf"), True, "7.5"):
+        with pytest.raises(ValueError, match="`commit_gaps` must be a list of numbers"):
+            DiffusionGenerationConfig(commit_gaps=[7.5, gap])
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_fit(name):
+    most = 1000 if name == "max_post_steps" else 2**31 - 1
+    with pytest.raises(ValueError, match=f"`{name}` must be at most {most}, but is {most + 1}"):
+        DiffusionGenerationConfig(**{name: most + 1})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 10**9},
+        {"max_denoising_steps": 2**16 + 1},
+        {"max_denoising_steps": 10**9, "step_schedule": "dream"},
+        {"max_denoising_steps": 10**9, "step_schedule": "bernoulli"},
+        {"max_denoising_steps": 10**9, "threshold": 0.9},
+        {"steps": 10**9, "rng_compat": "llada", "eos_early_stop": False},
+    ],
+    ids=str,
+)
+def test_plans_fit(settings):
+    with pytest.raises(ValueError, match="gives a block (65537|1000000000) steps, for 4 positions; a block can have"):
+        tiny_llada().generate(torch.tensor([[1]]), max_new_tokens=4, **settings)
+
+
+def test_a_window_of_estimates_takes_no_more_than_there_are():
+    """More estimates than steps never agree, however many more."""
+    settings = {"max_new_tokens": 12, "threshold": 0.9, "exploration_steps": 3}
+    torch.manual_seed(1)
+    model = tiny_llada()
+    few, many = (model.generate(torch.tensor([[1]]), span_window=window, **settings) for window in (4, 2**31 - 1))
+    assert torch.equal(few, many)
 
 
 @pytest.mark.parametrize(
