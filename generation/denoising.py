@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from .canvas import Canvas, Delta
 from .forwards import FullForward
-from .progress import Progress
 from .proposals import Proposer
 from .regions import Block, Region
 from .revision import Revision
 from .selection import Selector
+from .watchdog import Watchdog
 
 
 class Listener:
@@ -59,9 +59,9 @@ def denoise(
 
     Raises:
         ValueError: If a step decides nothing where something is to be decided, or masks are left at the end, see
-            [`~llada.generation.progress.Progress`].
+            [`~llada.generation.watchdog.Watchdog`].
     """
-    step, progress = 0, Progress(canvas)
+    step, watchdog = 0, Watchdog(canvas)
     # 1. blocks and steps
     for block in region:
         for part in (propose, selector, revision, forward):
@@ -69,8 +69,8 @@ def denoise(
         # 1.a. positions that may change
         while (eligible := selector.eligible(canvas, block)) is not None:
             wanted = eligible | selector.observed(canvas, block, eligible) | revision.watched(canvas, block)
-            counts = forward.count(canvas, progress.mark(wanted.sum(1)))
-            progress.check(counts)
+            counts = forward.count(canvas, watchdog.mark(wanted.sum(1)))
+            watchdog.check(counts)
             if not any(counts):
                 if not selector.keeps_idle_steps:
                     break
@@ -90,7 +90,7 @@ def denoise(
                 confidence=proposal.spread(proposal.confidence, 0.0).float(),
                 repeats=revision.repeats(proposal, positions, canvas, block),
             )
-            progress.note(step, block, proposal, eligible, committed)
+            watchdog.note(step, block, proposal, eligible, committed)
             # 1.e. the change
             canvas.apply(delta)
             for listener in listeners:
@@ -99,7 +99,7 @@ def denoise(
         for listener in listeners:
             listener.on_block_end(canvas, block)
     # 2. nothing is left
-    progress.finish(canvas)
+    watchdog.finish(canvas)
 
 
 __all__ = ["Listener", "denoise"]

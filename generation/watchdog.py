@@ -7,7 +7,7 @@ from .proposals import Proposal
 from .regions import Block
 
 
-class Progress:
+class Watchdog:
     """
     Sees to it that every step decides something in each row in which it was to decide something: a row that is
     given not-a-number would be asked again for ever, or be left with masks. The host hears of it with the counts of
@@ -29,7 +29,7 @@ class Progress:
 
     def check(self, counts: list[int]) -> None:
         """
-        Looks at what [`~Progress.mark`] gave.
+        Looks at what [`~Watchdog.mark`] gave.
 
         Raises:
             ValueError: If the last step decided nothing in a row, saying what it was given.
@@ -95,4 +95,4 @@ class Progress:
         )
 
 
-__all__ = ["Progress"]
+__all__ = ["Watchdog"]
