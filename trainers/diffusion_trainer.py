@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from peft import PromptLearningConfig
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
@@ -51,6 +52,21 @@ def find_mask_token_id(config: PreTrainedConfig) -> int:
             "diffusion model. Set `model.config.mask_token_id`, or use TRL's own trainers for a causal model."
         )
     return mask_token_id
+
+
+def refuse_virtual_tokens(*peft_configs: Any) -> None:
+    """
+    Complains about adapters that put tokens before those of the row.
+
+    Raises:
+        ValueError: If a configuration describes one.
+    """
+    for peft_config in peft_configs:
+        if isinstance(peft_config, PromptLearningConfig):
+            raise ValueError(
+                f"The adapter is a {type(peft_config).__name__}, whose virtual tokens shift the positions that the "
+                "masks refer to. Write a `LoraConfig`."
+            )
 
 
 def stage_factor(step: int, *, warmup: int, total: int, stages: Sequence[tuple[float, float]]) -> float:
@@ -396,4 +412,4 @@ class MaskedDiffusionTrainerMixin(Base):
         card.save(Path(args.output_dir) / "README.md")
 
 
-__all__ = ["MaskedDiffusionTrainerMixin", "find_mask_token_id", "stage_factor"]
+__all__ = ["MaskedDiffusionTrainerMixin", "find_mask_token_id", "refuse_virtual_tokens", "stage_factor"]

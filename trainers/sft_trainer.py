@@ -1,11 +1,12 @@
 """Supervised fine-tuning of masked diffusion language models on top of TRL."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from peft import LoraConfig, PeftConfig, PromptLearningConfig
+from peft import LoraConfig, PeftConfig
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -19,20 +20,15 @@ from transformers import (
     TrainingArguments,
 )
 from trl import SFTTrainer
-from trl.data_utils import (
-    get_dataset_column_names,
-    is_conversational,
-    is_conversational_from_value,
-    maybe_convert_to_chatml,
-)
-from trl.trainer.utils import get_config_model_id
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..modeling_llada.adapters import lora_target_modules
+from .data_checks import TokenChecks, first_row
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
-from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id
+from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id, refuse_virtual_tokens
 from .sft_config import LLaDASFTConfig
-from .training_template import find_training_template
+from .sft_rows import MASK_COLUMNS, tokenize_rows
 
 
 class _TellEpoch(TrainerCallback):
@@ -132,6 +128,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         else:
             config = model.config
         find_mask_token_id(config)
+        refuse_virtual_tokens(peft_config, *getattr(model, "peft_config", {}).values())
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model_id, **loading)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
@@ -141,9 +138,15 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             )
         eos_token_id = processing_class.eos_token_id
         if args.eos_token is not None:
-            eos_token_id = processing_class.convert_tokens_to_ids(args.eos_token)
+            eos_token_id = processing_class.get_vocab().get(args.eos_token)
+            if eos_token_id is None:
+                raise ValueError(
+                    f"`eos_token={args.eos_token!r}` is no token of the tokenizer. Write one that it has, such as "
+                    f"{processing_class.eos_token!r}, or leave it out."
+                )
         if eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token; set `tokenizer.eos_token` or `args.eos_token`.")
+        makes_collator = data_collator is None
         if data_collator is None:
             data_collator = DataCollatorForMaskedDiffusion(
                 eos_token_id=eos_token_id,
@@ -157,22 +160,11 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 seed=args.seed,
             )
 
-        self._training_template: str | None = None
+        self._model_config = config
         if train_dataset is not None:
-            self._refuse_unused_masks(args, train_dataset)
-            example = next(iter(train_dataset))
-            if is_conversational_from_value(example):
-                # the base converts them, too, but after it has looked for conversations
-                train_dataset = train_dataset.map(maybe_convert_to_chatml, remove_columns="conversations")
-                example = next(iter(train_dataset))
-            if args.assistant_only_loss is None:
-                # the completion of a prompt is an answer already
-                args.assistant_only_loss = is_conversational(example) and "prompt" not in example
-            if is_conversational(example) and args.chat_template_path is None:
-                self._training_template = find_training_template(processing_class)
-        published_template = processing_class.chat_template
-        if self._training_template is not None:
-            processing_class.chat_template = self._training_template
+            first_row(train_dataset, "train")
+        # the base wants marked answers and looks at the training set only, see `tokenize_rows`
+        self._assistant_only_loss, args.assistant_only_loss = args.assistant_only_loss, None
         try:
             super().__init__(
                 model=model,
@@ -185,38 +177,56 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 **kwargs,
             )
         finally:
-            # what is saved is the template that was published
-            if self._training_template is not None:
-                processing_class.chat_template = published_template
-        self._init_diffusion(eos_token_id)
+            args.assistant_only_loss = self._assistant_only_loss
+        if makes_collator:
+            # a chat template that is cloned from another tokenizer brings its end of text along
+            data_collator.eos_token_id = processing_class.eos_token_id
+        self._init_diffusion(processing_class.eos_token_id)
         if isinstance(data_collator, DataCollatorForMaskedDiffusion):
             self.add_callback(_TellEpoch(data_collator))
 
-    def _prepare_dataset(self, dataset: Any, *args, **kwargs) -> Any:
-        # streams are tokenised later, and `evaluate` prepares datasets, when the tokenizer has its own template again
-        if self._training_template is not None:
-            self.chat_template = self._training_template
-        return super()._prepare_dataset(dataset, *args, **kwargs)
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: LLaDASFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        # a cloned chat template adds tokens
+        num_tokens = max(self._model_config.vocab_size, len(processing_class))
+        checks = TokenChecks(num_tokens, find_mask_token_id(self._model_config))
+        # the base refuses datasets with a transform, and truncates and shuffles what is tokenised
+        if not (isinstance(dataset, Dataset) and dataset.format["type"] == "custom"):
+            with global_then_local_main_first():
+                dataset = tokenize_rows(
+                    dataset,
+                    processing_class,
+                    checks,
+                    args,
+                    self._assistant_only_loss,
+                    dataset_name,
+                    formatting_func,
+                )
+        return super()._prepare_dataset(dataset, processing_class, args, packing, None, dataset_name)
 
-    @staticmethod
-    def _refuse_unused_masks(args: LLaDASFTConfig, dataset: Dataset | IterableDataset) -> None:
-        if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+    def _reject_skip_prepare_without_labels(self, datasets: dict[str, Any], data_collator: DataCollator) -> None:
+        if not self._skip_prepare_dataset or not isinstance(data_collator, DataCollatorForMaskedDiffusion):
             return
-        columns = set(get_dataset_column_names(dataset))
-        if "labels" not in columns and columns & {"completion_mask", "assistant_masks"}:
-            raise ValueError(
-                "`skip_prepare_dataset` leaves `completion_mask` and `assistant_masks` unread, so that prompts would "
-                "be masked, too. Add a `labels` column with -100 outside the response, or drop `skip_prepare_dataset`."
-            )
+        for name, dataset in datasets.items():
+            row = first_row(dataset, name)
+            unread = [column for column in MASK_COLUMNS if column in row]
+            if "attention_mask" in unread or (unread and "labels" not in row):
+                raise ValueError(
+                    f"`skip_prepare_dataset` leaves {', '.join(f'`{column}`' for column in unread)} of the {name} "
+                    "dataset unread, so that prompts and padding would be trained. Cut padding off and add a `labels` "
+                    "column with -100 outside the response, or drop `skip_prepare_dataset`."
+                )
 
 
 def _complete(peft_config: PeftConfig | None, config: PreTrainedConfig) -> PeftConfig | None:
-    """The adapter with target modules, if it is one that can be trained."""
-    if isinstance(peft_config, PromptLearningConfig):
-        raise ValueError(
-            f"`peft_config` is a {type(peft_config).__name__}, whose virtual tokens shift the positions that the "
-            "masks refer to. Write a `LoraConfig`."
-        )
+    """The adapter with target modules, if it is a [`~peft.LoraConfig`] without."""
     if isinstance(peft_config, LoraConfig) and not (peft_config.target_modules or peft_config.target_parameters):
         peft_config = copy.deepcopy(peft_config)
         peft_config.target_modules = set(lora_target_modules(config))

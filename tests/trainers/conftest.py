@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from chat_templates import PUBLISHED_CHAT_TEMPLATE
 from datasets import Dataset, disable_progress_bars
 
 from llada import ILLaDAConfig, ILLaDAForCausalLM, LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
@@ -12,14 +13,6 @@ from llada import ILLaDAConfig, ILLaDAForCausalLM, LLaDAConfig, LLaDAModelLM, LL
 # trl sends telemetry unless it runs in a CI
 os.environ["CI"] = "1"
 disable_progress_bars()
-
-# how the tokenizer of LLaDA-8B renders conversations: the header of an answer follows always, and nothing is marked
-PUBLISHED_CHAT_TEMPLATE = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim "
-    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
-    "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import pytest
 from datasets import Dataset, IterableDataset
 
-from llada.trainers.training_template import LLADA_TRAINING_TEMPLATE, find_training_template
-
 
 def _trained(trainer, row=0, dataset=None):
     """The whole of a row as text, and its trained parts."""
@@ -149,14 +147,24 @@ def test_a_failed_start_leaves_the_template_alone(make_trainer, conversations, p
     assert published_tokenizer.chat_template == template
 
 
+MARKED_TEMPLATE = """\
+{%- for message in messages -%}
+    {{ "[" + message["role"] + "]" }}
+    {%- if message["role"] == "assistant" -%}
+        {%- generation -%}{{ message["content"] + "<|eot_id|>" }}{%- endgeneration -%}
+    {%- else -%}{{ message["content"] }}{%- endif -%}
+{%- endfor -%}
+"""
+
+
 def test_a_template_that_is_given_is_trained_and_saved(make_trainer, conversations, published_tokenizer, tmp_path):
     path = tmp_path / "template.jinja"
-    path.write_text(LLADA_TRAINING_TEMPLATE, encoding="utf-8")
+    path.write_text(MARKED_TEMPLATE, encoding="utf-8")
     trainer = make_trainer(
         train_dataset=conversations, processing_class=published_tokenizer, chat_template_path=str(path)
     )
     assert _trained(trainer, 1)[1] == ["answer 1 0<|eot_id|>", "answer 1 1<|eot_id|>"]
-    assert published_tokenizer.chat_template == LLADA_TRAINING_TEMPLATE
+    assert published_tokenizer.chat_template == MARKED_TEMPLATE
 
 
 def test_another_end_of_text_token_is_filled_in(make_trainer, pairs):
@@ -194,42 +202,3 @@ def test_unread_masks_are_refused(make_trainer):
     labelled = rows.add_column("labels", [[-100, 66]])
     trainer = make_trainer(train_dataset=labelled, dataset_kwargs={"skip_prepare_dataset": True})
     assert trainer.train_dataset[0]["labels"] == [-100, 66]
-
-
-class TestTrainingTemplate:
-    def test_the_published_one_is_recognised(self, published_tokenizer):
-        assert find_training_template(published_tokenizer) == LLADA_TRAINING_TEMPLATE
-
-    def test_both_render_the_same_conversations(self, published_tokenizer):
-        messages = [
-            {"role": "system", "content": "Be brief. "},
-            {"role": "user", "content": " hello\n"},
-            {"role": "assistant", "content": "  hi"},
-            {"role": "user", "content": "bye"},
-        ]
-        for count in range(1, 5):
-            rendered = [
-                published_tokenizer.apply_chat_template(
-                    messages[:count], tokenize=False, add_generation_prompt=True, chat_template=template
-                )
-                for template in (published_tokenizer.chat_template, LLADA_TRAINING_TEMPLATE)
-            ]
-            assert rendered[0] == rendered[1]
-
-    def test_templates_that_will_do_are_kept(self, tiny_tokenizer):
-        assert find_training_template(tiny_tokenizer) is None
-        tiny_tokenizer.chat_template = None
-        assert find_training_template(tiny_tokenizer) is None
-        # has no header to add
-        tiny_tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-        assert find_training_template(tiny_tokenizer) is None
-        # adds one on request
-        tiny_tokenizer.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
-        assert find_training_template(tiny_tokenizer) is None
-
-    def test_others_that_always_add_a_header_are_refused(self, tiny_tokenizer):
-        tiny_tokenizer.chat_template = (
-            "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
-        )
-        with pytest.raises(ValueError, match="header of an answer even after an answer.*tokenizer.chat_template"):
-            find_training_template(tiny_tokenizer)
