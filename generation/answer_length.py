@@ -70,7 +70,7 @@ def settle_length(
     threshold = config.rule_setting("length_threshold")
     initial, mask_token_id = config.initial_length, config.mask_token_id
     assert initial is not None and mask_token_id is not None, "generate has looked for both"
-    forward = FullForward(model)
+    forward = FullForward(model, config.guidance)
     eos_token_ids = torch.tensor(config.eos_token_ids, device=prompt.device)
     lengths = [min(initial, longest)] * len(prompt)
     growing, length = list(range(len(prompt))), lengths[0]

@@ -185,7 +185,8 @@ class DiffusionGenerationConfig(GenerationConfig):
             That weight in the first step.
         eos_early_stop (`bool`, *optional*, defaults to `True`):
             Whether a row is finished once an end-of-text token is committed and nothing before it is masked. What
-            follows is not computed and reads `pad_token_id`. `False` returns the whole canvas.
+            follows is not computed. `generate` ends with the longest row of the batch, what follows in others reads
+            `pad_token_id`. `False` returns the whole canvas.
         eos_token_id (`int` or `list[int]`, *optional*):
             Ids that end the text. The first is the end of text, others, e.g. the end of a turn, may follow.
         mask_token_id (`int`, *optional*):

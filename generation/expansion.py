@@ -96,10 +96,4 @@ class ExpandingForward(FullForward):
         return super().__call__(canvas, wanted, counts)
 
 
-def grown_length(canvas: Canvas) -> int:
-    """Length of a canvas without the room that no row has grown into."""
-    assert canvas.attention_mask is not None, "room is laid out as padding"
-    return int(canvas.attention_mask.any(0).nonzero().max()) + 1
-
-
-__all__ = ["ExpandingForward", "Expansion", "grown_length"]
+__all__ = ["ExpandingForward", "Expansion"]

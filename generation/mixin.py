@@ -14,7 +14,6 @@ from .canvas import Canvas
 from .canvas_cache import CanvasCache
 from .configuration_diffusion import DiffusionGenerationConfig, overlay, read_temperature, refuse_unknown, settings_of
 from .denoising import Listener, denoise
-from .expansion import grown_length
 from .forwards import BlockCausalForward, FullForward
 from .positional import PositionalProcessors
 from .regions import Region
@@ -49,7 +48,7 @@ class DiffusionGenerateOutput(ModelOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(batch, length)`):
-            The whole sequences, prompt included.
+            The whole sequences, prompt included, to the end of the longest.
         num_forwards (`int`):
             Number of forward passes of the model.
         tokens_per_forward (`torch.FloatTensor` of shape `(batch,)`):
@@ -100,9 +99,10 @@ class LLaDAGenerationMixin(GenerationMixin):
             logits_processor ([`~transformers.LogitsProcessorList`], *optional*):
                 More processors. Each position is processed with the text to its left.
             stopping_criteria ([`~transformers.StoppingCriteriaList`], *optional*):
-                More criteria, asked after every block at every position that got settled in it.
+                More criteria, asked after every block at every position of the answer that got settled in it.
             streamer ([`~transformers.generation.BaseStreamer`], *optional*):
-                Gets tokens by `put` as they settle and, if it has `put_draft`, the rest of the canvas after each step.
+                Gets the tokens of the sequence by `put` as they settle and, if it has `put_draft`, the rest of the
+                canvas after each step.
             kwargs (`dict[str, Any]`, *optional*):
                 `attention_mask` (1 for tokens, 0 for padding on the left), `tokenizer` (needed for `stop_strings`),
                 `cache` (from an earlier output, for a model with block-causal attention; `inputs` is the whole text
@@ -111,9 +111,10 @@ class LLaDAGenerationMixin(GenerationMixin):
                 `generation_config`.
 
         Returns:
-            `torch.LongTensor` of shape `(batch * num_return_sequences, prompt_length + max_new_tokens)`, shorter with
-            `initial_length` if no answer takes as much, or
-            [`DiffusionGenerateOutput`] with `return_dict_in_generate=True`.
+            `torch.LongTensor` of shape `(batch * num_return_sequences, length)`, or [`DiffusionGenerateOutput`] with
+            `return_dict_in_generate=True`. As with other models of transformers, the longest answer of the batch ends
+            the sequences, at `prompt_length + max_new_tokens` at the latest, and shorter ones are filled with
+            `pad_token_id`. With `eos_early_stop=False` no answer ends before that.
 
         Raises:
             ValueError: If the prompt is empty, holds masks, is padded on the right or too long, or a setting is
@@ -167,6 +168,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             streamer,
             given.get("tokenizer"),
             prompt.shape[1] + num_new_tokens,
+            True,
             given.get("cache"),
             given.get("token_frequencies"),
             probe,
@@ -186,7 +188,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         Fills masks where they stand, with text on either side.
 
         The arguments are those of [`~LLaDAGenerationMixin.generate`]; `max_new_tokens` has no meaning. Blocks are
-        counted from the first mask of each row. No end of text is proposed before text that was given.
+        counted from the first mask of each row. No end of text is proposed before text that was given, and no stopping
+        criterion ends a row there, so that all gaps are filled.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, length)`):
@@ -195,8 +198,9 @@ class LLaDAGenerationMixin(GenerationMixin):
                 As in [`~LLaDAGenerationMixin.generate`].
 
         Returns:
-            `torch.LongTensor` of shape `(batch * num_return_sequences, length)`, or [`DiffusionGenerateOutput`] with
-            `return_dict_in_generate=True`.
+            `torch.LongTensor` of shape `(batch * num_return_sequences, length)`, as long as `inputs`, or
+            [`DiffusionGenerateOutput`] with `return_dict_in_generate=True`. What follows an end of text is filled with
+            `pad_token_id`.
 
         Raises:
             ValueError: If there is no mask to fill, the sequence is too long, or a setting is unknown or cannot work.
@@ -232,6 +236,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             streamer,
             given.get("tokenizer"),
             tokens.shape[1],
+            False,
             token_frequencies=given.get("token_frequencies"),
         )
 
@@ -374,6 +379,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         streamer,
         tokenizer,
         num_positions: int,
+        is_cut: bool,
         cache: CanvasCache | None = None,
         token_frequencies: torch.Tensor | None = None,
         probe: FullForward | None = None,
@@ -414,27 +420,29 @@ class LLaDAGenerationMixin(GenerationMixin):
         listeners: list[Listener] = []
         if config.eos_early_stop and config.eos_token_ids:
             listeners.append(EndOfTextStopper(config.eos_token_ids, fill, canvas.tokens.device, revision.revises))
-        if criteria := stopping_criteria_of(config, stopping_criteria, tokenizer):
+        criteria = stopping_criteria_of(config, stopping_criteria, tokenizer)
+        if criteria:
             listeners.append(CriteriaStopper(canvas, criteria, fill))
         settings = {name: value for name, value in config.to_diff_dict().items() if name != "compile_config"}
         recorder = TraceRecorder(canvas, settings) if config.output_trace else None
-        feed = StreamFeed(streamer, canvas, revision.revises) if streamer is not None else None
+        feed = None
+        if streamer is not None:
+            feed = StreamFeed(streamer, canvas, num_positions, by_block=revision.revises or bool(criteria))
         listeners += [listener for listener in (recorder, feed) if listener is not None]
 
         denoise(canvas, region, forward, propose, selector, revision, listeners)
+        # a canvas of whole blocks, and one with room to grow, are longer than what was asked for
+        ends = canvas.ends.clamp(max=num_positions) if is_cut else torch.full_like(canvas.ends, num_positions)
+        sequences = canvas.tokens[:, : int(ends.max())]
         if feed is not None:
-            feed.end()
-
-        if grows:
-            num_positions = grown_length(canvas)
-        sequences = canvas.tokens[:, :num_positions]
+            feed.end(sequences)
         if not (config.return_dict_in_generate or config.output_trace):
             return sequences
         return DiffusionGenerateOutput(
             sequences=sequences,
             num_forwards=forward.num_forwards,
-            tokens_per_forward=_tokens_per_forward(canvas, forward, config.eos_token_ids, num_positions),
-            trace=recorder.finish(sequences) if recorder is not None else None,
+            tokens_per_forward=_tokens_per_forward(canvas, forward, config.eos_token_ids, sequences.shape[1]),
+            trace=recorder.finish(sequences, ends) if recorder is not None else None,
             cache=forward.returned(canvas) if isinstance(forward, BlockCausalForward) else None,
         )
 

@@ -6,7 +6,7 @@ the text to its left, without padding, as if it were the next token. Masks in th
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
@@ -117,16 +117,16 @@ def _apply(processor: LogitsProcessor, text: torch.Tensor, logits: torch.Tensor,
 
 
 def first_stop(
-    criteria: StoppingCriteriaList, canvas: Canvas, row: int, padding: int, start: int, end: int
+    criteria: StoppingCriteriaList, canvas: Canvas, row: int, padding: int, positions: Iterable[int]
 ) -> int | None:
     """
-    The first position in `start ... end - 1` of a row at which stopping criteria hold, each asked with the text up to
-    and including that position.
+    The first of some positions of a row at which stopping criteria hold, each asked with the text up to and including
+    that position.
 
     Returns:
         `int` or `None`: The position, `None` if there is none.
     """
-    for position in range(start, end):
+    for position in positions:
         text = canvas.tokens[row : row + 1, padding : position + 1]
         if bool(criteria(text, None).any()):
             return position

@@ -70,7 +70,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "threshold": 0.9,
         "kv_cache": "prefix",
         "confidence_dtype": "float64",
-        "eos_early_stop": False,
     },
     # EB-Sampler: drawn tokens, the least uncertain positions first; the bound of transformers and diffusers
     "eb": {

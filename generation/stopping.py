@@ -60,7 +60,10 @@ class EndOfTextStopper(Listener):
 class CriteriaStopper(Listener):
     """
     Finishes rows where stopping criteria of transformers hold. After every block, they are asked at each position that
-    got settled in it.
+    got settled in it, also in rows that have come to their end of text: whatever comes first ends a row. Given text is
+    no answer: they are not asked there, and no row ends before it.
+
+    A row that is out of time ([`~transformers.MaxTimeCriteria`]) keeps what is settled.
 
     Args:
         canvas ([`Canvas`]):
@@ -72,21 +75,29 @@ class CriteriaStopper(Listener):
     """
 
     def __init__(self, canvas: Canvas, criteria: StoppingCriteriaList, fill: int):
-        self.criteria = criteria
+        self.clocks = [criterion for criterion in criteria if isinstance(criterion, MaxTimeCriteria)]
+        self.criteria = StoppingCriteriaList(criterion for criterion in criteria if criterion not in self.clocks)
         self.fill = fill
         # where the criteria have not looked yet
         self.unread = canvas.masked.int().argmax(1).tolist()
 
     def on_block_end(self, canvas: Canvas, block: Block) -> None:
-        settled = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), canvas.ends)
+        is_open = canvas.masked.any(1)
+        settled = torch.where(is_open, canvas.masked.int().argmax(1), canvas.ends)
         stops = canvas.ends.clone()
-        rows = zip(canvas.finished.tolist(), canvas.padding.tolist(), settled.tolist(), strict=True)
-        for row, (finished, padding, end) in enumerate(rows):
-            if not finished:
-                stop = first_stop(self.criteria, canvas, row, padding, self.unread[row], end)
+        if self.criteria:
+            answer = ~canvas.frozen & ~canvas.has_suffix
+            rows = zip(answer.tolist(), canvas.padding.tolist(), settled.tolist(), strict=True)
+            for row, (asked, padding, end) in enumerate(rows):
+                positions = [position for position in range(self.unread[row], end) if asked[position]]
                 self.unread[row] = end
+                stop = first_stop(self.criteria, canvas, row, padding, positions)
                 if stop is not None:
                     stops[row] = stop + 1
+        if any(clock(canvas.tokens, None).any() for clock in self.clocks):
+            place = settled.clamp(max=canvas.tokens.shape[1] - 1).unsqueeze(1)
+            late = is_open & ~canvas.has_suffix.gather(1, place).squeeze(1)
+            stops = torch.where(late, torch.minimum(stops, settled), stops)
         canvas.finish(stops < canvas.ends, stops, self.fill)
 
 

@@ -10,29 +10,31 @@ from .regions import Block
 class StreamFeed(Listener):
     """
     Passes a growing canvas to a streamer of transformers. A token is settled once no mask stands before it; settled
-    tokens go to `put`, once. If the streamer has a `put_draft` method, like
-    [`~transformers.TextDiffusionStreamer`], it gets what follows after every step, masks included. What stands after
-    the end of the text is not streamed.
+    tokens go to `put`, once, and are those of the sequence in the end. If the streamer has a `put_draft` method, like
+    [`~transformers.TextDiffusionStreamer`], it gets what follows after every step, masks included.
 
     Args:
         streamer ([`~transformers.generation.BaseStreamer`]):
             The streamer. Those of transformers take one sequence.
         canvas ([`Canvas`]):
             The canvas before the first step. Its given beginning is put at once.
-        revises (`bool`, *optional*, defaults to `False`):
-            Whether committed tokens may change until their block is finished. They are settled then.
+        num_positions (`int`):
+            Number of positions that were asked for. A canvas of whole blocks may be longer.
+        by_block (`bool`, *optional*, defaults to `False`):
+            Whether committed tokens may be changed, or cut off, until their block is finished. They are settled then.
     """
 
-    def __init__(self, streamer, canvas: Canvas, revises: bool = False):
+    def __init__(self, streamer, canvas: Canvas, num_positions: int, by_block: bool = False):
         self.streamer = streamer
-        self.revises = revises
+        self.num_positions = num_positions
+        self.by_block = by_block
         self.sent = int(canvas.masked.int().argmax(1).min())
         streamer.put(canvas.tokens[:, : self.sent].cpu())
 
     def on_step(self, canvas: Canvas, delta: Delta) -> None:
-        if not self.revises:
+        if not self.by_block:
             self._put(canvas)
-        end = int(canvas.ends.max())
+        end = min(int(canvas.ends.max()), self.num_positions)
         if self.sent < end and hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(canvas.tokens[:, self.sent : end].cpu())
 
@@ -40,14 +42,18 @@ class StreamFeed(Listener):
         self._put(canvas)
 
     def _put(self, canvas: Canvas) -> None:
-        end = int(canvas.ends.max())
-        settled = int(torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), end).min())
-        if settled > self.sent:
-            self.streamer.put(canvas.tokens[:, self.sent : settled].cpu())
-            self.sent = settled
+        end = canvas.ends.max().clamp(max=self.num_positions)
+        settled = torch.where(canvas.masked.any(1), canvas.masked.int().argmax(1), end)
+        self._put_until(canvas.tokens, int(settled.min().clamp(max=end)))
 
-    def end(self) -> None:
-        """After the last step."""
+    def _put_until(self, tokens: torch.Tensor, end: int) -> None:
+        if end > self.sent:
+            self.streamer.put(tokens[:, self.sent : end].cpu())
+            self.sent = end
+
+    def end(self, sequences: torch.Tensor) -> None:
+        """After the last step: what is left of the sequences, such as the fill of an infilled row that ended."""
+        self._put_until(sequences, sequences.shape[1])
         self.streamer.end()
 
 

@@ -49,7 +49,7 @@ class Trace:
         start (`list[int]`):
             The canvas before the first step, without padding.
         final (`list[int]`):
-            The sequence in the end.
+            The sequence in the end, without what fills it up after its end of text or a stop.
         mask_token_id (`int`):
             Id of the mask token.
         events (`list[TraceEvent]`):
@@ -74,26 +74,26 @@ class Trace:
 
     @property
     def step_of(self) -> list[int]:
-        """`list[int]`: The step in which each position got its last token, -1 if it was given."""
+        """`list[int]`: The step in which each position of `final` got its last token, -1 if it was given."""
         steps = [-1] * len(self.start)
         for event in self.events:
             for position in event.positions:
                 steps[position] = event.step
             _insert(steps, event, -1)
-        return steps
+        return steps[: len(self.final)]
 
     @property
     def confidence(self) -> list[float]:
-        """`list[float]`: How sure the model was of the last token at each position, 1 if it was given."""
+        """`list[float]`: How sure the model was of the last token at each position of `final`, 1 if it was given."""
         values = [1.0] * len(self.start)
         for event in self.events:
             for position, confidence in zip(event.positions, event.confidence, strict=True):
                 values[position] = confidence
             _insert(values, event, 1.0)
-        return values
+        return values[: len(self.final)]
 
     def frames(self) -> Iterator[list[int]]:
-        """The canvas before the first step, then after every step."""
+        """The canvas before the first step, then after every step. It may go on behind the end of `final`."""
         canvas = list(self.start)
         yield list(canvas)
         for event in self.events:
@@ -152,10 +152,18 @@ class TraceRecorder(Listener):
         for row, event in events.items():
             self.traces[row].events.append(event)
 
-    def finish(self, sequences: torch.Tensor) -> list[Trace]:
-        """The traces, with the final sequences."""
-        for trace, tokens, start in zip(self.traces, sequences.tolist(), self.padding, strict=True):
-            end = start + len(trace.start) + sum(len(event.inserted) for event in trace.events)
+    def finish(self, sequences: torch.Tensor, ends: torch.Tensor) -> list[Trace]:
+        """
+        The traces, with the final sequences.
+
+        Args:
+            sequences (`torch.LongTensor` of shape `(batch, length)`):
+                The sequences.
+            ends (`torch.LongTensor` of shape `(batch,)`):
+                Where each of them ends.
+        """
+        rows = zip(self.traces, sequences.tolist(), self.padding, ends.tolist(), strict=True)
+        for trace, tokens, start, end in rows:
             trace.final = tokens[start:end]
         return self.traces
 

@@ -20,13 +20,13 @@ def naive_daedal(
     expand_end_threshold: float,
     block_length: int,
     threshold: float,
-    pad_token_id: int,
     cfg_scale: float = 0.0,
+    **of_batches: int,
 ) -> tuple[list[int], int, list[tuple[int, int]]]:
     """
     Returns:
-        `tuple`: The sequence, padded from its end of text to the length that the canvas has grown to, the number of
-        forward passes, and for every insertion its position and the number of masks added.
+        `tuple`: The sequence up to its end of text, the number of forward passes, and for every insertion its position
+        and the number of masks added.
     """
     mask, eos, start = model.config.mask_token_id, model.config.eos_token_id, len(prompt)
     forwards = 0
@@ -53,7 +53,7 @@ def naive_daedal(
     while length < max_new_tokens:
         canvas = [*prompt, *[mask] * length]
         forwards += 1
-        if certainty_of_the_end(canvas, distributions(canvas, 0.0)) >= length_threshold:
+        if certainty_of_the_end(canvas, distributions(canvas, cfg_scale)) >= length_threshold:
             break
         length = min(length + length_step, max_new_tokens)
     canvas = [*prompt, *[mask] * length]
@@ -89,6 +89,6 @@ def naive_daedal(
         text = canvas[start:]
         if eos in text and mask not in text[: text.index(eos)]:
             end = start + text.index(eos) + 1
-            canvas = canvas[:end] + [pad_token_id] * (len(canvas) - end)
+            canvas = canvas[:end]
             break
     return canvas, forwards, insertions

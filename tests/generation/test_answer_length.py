@@ -9,12 +9,21 @@ from llada.generation.answer_length import end_confidence
 
 
 def naive_length(
-    model, prompt: list[int], initial: int, longest: int, step: int, threshold: float, window: int
+    model,
+    prompt: list[int],
+    initial: int,
+    longest: int,
+    step: int,
+    threshold: float,
+    window: int,
+    guidance: float = 0.0,
 ) -> int:
     length = initial
     while length < longest:
         canvas = torch.tensor([prompt + [model.config.mask_token_id] * length])
-        probabilities = model(canvas).logits[0].softmax(-1)
+        logits = model(canvas).logits[0]
+        blank = model(torch.full_like(canvas, model.config.mask_token_id)).logits[0]
+        probabilities = (blank + (guidance + 1) * (logits - blank)).softmax(-1)
         found: list[float] = []
         for position in range(canvas.shape[1] - 1, len(prompt) - 1, -1):
             if len(found) < window and probabilities[position].argmax() == model.config.eos_token_id:
@@ -61,11 +70,11 @@ def test_masks_are_added_until_the_text_ends(text, longest, length):
         torch.tensor([[1, 2]]),
         max_new_tokens=longest,
         threshold=0.5,
-        return_dict_in_generate=True,
+        output_trace=True,
         **SETTINGS,
     )
-    assert output.sequences.shape == (1, 2 + length)
-    assert output.sequences[0, 2 : 2 + min(text, length)].tolist() == [5] * min(text, length)
+    assert output.trace[0].start == [1, 2] + [MASK] * length
+    assert output.sequences[0, 2:].tolist() == ([5] * text + [EOS])[:length]
     # asking counts, too
     asked = len({*range(4, min(length, longest - 1) + 1, 3)}) if longest > 4 else 0
     assert output.num_forwards == len(model.calls) == asked + 1
@@ -85,21 +94,37 @@ def test_a_row_does_not_depend_on_its_batch():
         together = model.generate(batch, attention_mask=attention_mask, **settings)
         widths = []
         for number, row in enumerate(rows):
-            alone = model.generate(row[None], **settings)[0]
+            output = model.generate(row[None], **settings, output_trace=True)
+            alone = output.sequences[0]
             widths.append(len(alone) - len(row))
-            assert widths[-1] == naive_length(model, row.tolist(), 4, 20, 3, 0.45, 4)
+            lengths.add(len(output.trace[0].start) - len(row))
+            assert len(output.trace[0].start) - len(row) == naive_length(model, row.tolist(), 4, 20, 3, 0.45, 4)
             start = 6 - len(row)
             assert torch.equal(together[number, start : start + len(alone)], alone)
             # and padding after it
             assert set(together[number, start + len(alone) :].tolist()) <= {41}
         assert together.shape[1] == 6 + max(widths)
-        lengths |= set(widths)
         for more in ({"kv_cache": "dual"}, {"threshold_relaxation": 0.4}, {"verify_threshold": 0.5}):
             together = model.generate(batch, attention_mask=attention_mask, **settings, **more)
             for number, row in enumerate(rows):
                 alone = model.generate(row[None], **settings, **more)[0]
                 assert torch.equal(together[number, 6 - len(row) : 6 - len(row) + len(alone)], alone)
     assert len(lengths) > 2
+
+
+def test_guidance_has_its_say():
+    changed = 0
+    for seed in range(6):
+        model = peaked_llada(seed)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[42] *= 2
+        model.double()
+        prompt = torch.randint(0, 40, (1, 5))
+        lengths = [naive_length(model, prompt[0].tolist(), 4, 20, 3, 0.45, 4, guidance) for guidance in (0.0, 2.0)]
+        output = model.generate(prompt, max_new_tokens=20, cfg_scale=2.0, output_trace=True, **SETTINGS)
+        assert len(output.trace[0].start) == 5 + lengths[1]
+        changed += lengths[0] != lengths[1]
+    assert changed > 1
 
 
 def test_refusals():
@@ -120,7 +145,7 @@ def test_a_trace_has_no_padding_on_either_side():
         alone = model.generate(torch.tensor([prompt]), **settings).trace[0]
         assert together.trace[number].start == alone.start
         assert together.trace[number].final == alone.final
-        assert len(alone.final) == len(alone.start) == len(alone.step_of)
+        assert len(alone.final) == len(alone.step_of) <= len(alone.start)
     assert len(together.trace[0].start) > len(together.trace[1].start)
 
 

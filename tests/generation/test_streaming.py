@@ -50,7 +50,7 @@ class TestStreaming:
         sequences = model.generate(PROMPT, max_new_tokens=4, streamer=listener)
         put = [token for kind, *value in listener.heard if kind == "put" for token in value[0][0]]
         assert put == [1, 2, 11, EOS]
-        assert sequences.tolist() == [[1, 2, 11, EOS, 0, 0]]
+        assert sequences.tolist() == [[1, 2, 11, EOS]]
         assert listener.heard[-1] == ("end",)
 
     def test_a_streamer_without_drafts(self):
