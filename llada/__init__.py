@@ -91,7 +91,7 @@ def __getattr__(name: str) -> Any:
             return getattr(import_module(_LAZY[name], __name__), name)
         except ModuleNotFoundError as error:
             if error.name in _TRAIN_EXTRA:
-                raise ImportError(f"llada.{name} needs {error.name}: pip install 'llada[train]'") from error
+                raise ImportError(f"llada.{name} needs {error.name}: pip install 'llada-hf[train]'") from error
             raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

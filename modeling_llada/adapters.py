@@ -240,6 +240,9 @@ class PublishedAdaptersMixin(PeftAdapterMixin):
         """
         Add a fresh adapter. Its configuration may name layers as the published LLaDA-8B code does.
 
+        transformers 5.24 asks for peft 0.22 here, and where it saves a model that holds an adapter. `get_peft_model`,
+        `PeftModel` and `from_pretrained` of an adapter work with peft 0.21.
+
         Args:
             adapter_config ([`~peft.PeftConfig`]):
                 The configuration.

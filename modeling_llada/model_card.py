@@ -46,8 +46,11 @@ on both of its sides. So it can continue a prompt and fill in gaps in the middle
 
 ## How to run it
 
+The code is in the package `llada-hf`, which is imported as `llada` (`llada` on PyPI is another package). Install it
+from a checkout of its repository:
+
 ```bash
-pip install "llada{% if adapter %}[train]{% endif %}"
+pip install "{% if adapter %}.[train]{% else %}.{% endif %}"
 ```
 
 ```python

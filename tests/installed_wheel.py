@@ -27,7 +27,7 @@ def copy_sources(target: Path) -> Path:
     Returns:
         `Path`: the folder.
     """
-    ignore = shutil.ignore_patterns(".git", ".*cache", ".venv", "__pycache__", "build", "dist", "*.egg-info")
+    ignore = shutil.ignore_patterns(".git", ".*cache", ".venv*", "__pycache__", "build", "dist", "*.egg-info")
     shutil.copytree(ROOT, target, ignore=ignore)
     return target
 
@@ -46,7 +46,7 @@ def build_wheel(target: Path) -> Path:
     sources = copy_sources(target / "sources")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(target), str(sources)], check=True)
-    (wheel,) = target.glob("llada-*.whl")
+    (wheel,) = target.glob("llada_hf-*.whl")
     return wheel
 
 

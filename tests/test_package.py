@@ -100,11 +100,11 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert re.fullmatch(r"llada\.LLaDASFTTrainer needs \w+: pip install 'llada\[train\]'", run_python(code, ROOT))
+    assert re.fullmatch(r"llada\.LLaDASFTTrainer needs \w+: pip install 'llada-hf\[train\]'", run_python(code, ROOT))
 
 
 def test_bare_checkout_works_under_any_name(tmp_path: Path) -> None:
-    checkout = copy_sources(tmp_path / "llada-hf")
+    checkout = copy_sources(tmp_path / "a-clone")
     code = "import llada; print(llada.__file__, llada.modeling_llada.__file__, llada.generation.__file__)"
 
     expected = [checkout / folder / "__init__.py" for folder in ("llada", "modeling_llada", "generation")]
@@ -123,9 +123,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
 
-    package = {name for name in names if not name.startswith(f"llada-{llada.__version__}.dist-info/")}
+    package = {name for name in names if not name.startswith(f"llada_hf-{llada.__version__}.dist-info/")}
     assert package == {*modules_in_checkout(), "llada/py.typed"}
-    assert f"llada-{llada.__version__}.dist-info/licenses/LICENSE" in names
+    assert f"llada_hf-{llada.__version__}.dist-info/licenses/LICENSE" in names
 
 
 def test_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     # without options, `build` makes the wheel from the sdist
     (from_sdist,) = tmp_path.glob("*.whl")
     assert set(zipfile.ZipFile(from_sdist).namelist()) == set(zipfile.ZipFile(wheel).namelist())
-    with tarfile.open(tmp_path / f"llada-{llada.__version__}.tar.gz") as sdist:
+    with tarfile.open(tmp_path / f"llada_hf-{llada.__version__}.tar.gz") as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     for name in ("LICENSE", "README.md", "constraints.txt", "tests/conftest.py", "tests/fixtures/llada/config.json"):
         assert name in names

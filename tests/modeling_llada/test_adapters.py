@@ -213,6 +213,7 @@ def test_adapters_with_published_names_are_translated(native, published, tmp_pat
     torch.testing.assert_close(again(IDS).logits, logits, **CLOSE)
 
 
+@pytest.mark.usefixtures("adapters_inside")
 def test_a_translated_adapter_is_saved_by_the_model_itself(tmp_path):
     logits = native_adapter(tmp_path / "native", target_modules=["q_proj", "o_proj", "gate_proj"])
     targets = ["q_proj", "attn_out", "ff_proj"]
@@ -332,6 +333,7 @@ def test_names_in_a_regular_expression_are_seen():
     assert published_names(LoraConfig(target_modules=["my_attn_out", "ff_outer"])) == []
 
 
+@pytest.mark.usefixtures("adapters_inside")
 def test_adapters_of_the_model_itself(tmp_path):
     """transformers' own methods, with names of either kind."""
     model = base()

@@ -167,11 +167,12 @@ def test_adapter_has_a_card_too(hub: Hub, model: LLaDAModelLM, tmp_path: Path) -
     assert {"llada", "masked-diffusion"} <= set(data["tags"])
     card = card_of(hub, "ada/adapter")
     assert "A PEFT adapter for a masked diffusion language model" in card
-    assert 'pip install "llada[train]"' in card
+    assert 'pip install ".[train]"' in card
     # its count would be the base model's
     assert "parameters" not in card
 
 
+@pytest.mark.usefixtures("adapters_inside")
 def test_adapter_inside_the_model_has_a_card_too(hub: Hub, model: LLaDAModelLM) -> None:
     model.push_to_hub("ada/base")
     model = AutoModelForMaskedLM.from_pretrained("ada/base")
