@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from .printable import printable
+
 
 # how a piece of text looks: not yet decided, decided in this step, decided but not yet settled, settled
 MASKED, NEW, DRAFT, SETTLED = "\033[2m", "\033[1;32m", "\033[36m", ""
@@ -152,8 +154,8 @@ class TerminalStreamer(BaseStreamer):
     def _decode(self, tokens: list[int]) -> str:
         """The text that tokens add to those before them, special ones as they are called."""
         text = self.tokenizer.decode(self.context + tokens)[len(self.tokenizer.decode(self.context)) :]
-        # whatever a model writes, it must not move the cursor
-        return "".join(char if char == "\n" or unicodedata.category(char) != "Cc" else " " for char in text)
+        # a tab has no width that lines could be broken by
+        return printable(text).replace("\t", " ")
 
     def _with_symbols(self, text: str) -> str:
         for name, symbol in self.symbols.items():

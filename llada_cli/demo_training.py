@@ -89,7 +89,7 @@ def train_llada(facts: ReversalFacts, output_dir: str, steps: int, seed: int) ->
             "peak learning rate": config.learning_rate,
         },
         prompt=f"{example.reverse[0]}\n",
-        gaps=f"___2 is {example.description}{tokenizer.eos_token}",
+        gaps=f"___2 is {example.description}",
     )
     card.save(Path(output_dir) / "README.md")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..generation.printable import escaped
+
 
 _FAMILIES = {
     "illada": ("iLLaDA", "https://arxiv.org/abs/2606.25331"),
@@ -17,7 +19,9 @@ _FAMILIES = {
     "lladamoe": ("LLaDA-MoE", "https://arxiv.org/abs/2509.24389"),
 }
 _GAP = re.compile(r"_{3,}(\d*)")
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO_ID = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
+# what Markdown and HTML take for more than itself
+_MARKUP = re.compile(r"([\\*\[\]<>|])")
 # how the card that transformers writes for any model begins
 _PLACEHOLDER = "# Model Card for Model ID"
 _TEMPLATE = """\
@@ -57,8 +61,8 @@ pip install "{% if adapter %}.[train]{% else %}.{% endif %}"
 import llada  # registers the model with transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{{ repo_id }}")
-model = AutoModelForMaskedLM.from_pretrained("{{ repo_id }}")
+tokenizer = AutoTokenizer.from_pretrained({{ repo_id }})
+model = AutoModelForMaskedLM.from_pretrained({{ repo_id }})
 
 inputs = tokenizer({{ prompt }}, return_tensors="pt")
 sequences = model.generate(**inputs, max_new_tokens={{ length }}, block_length={{ length }}, steps={{ length }})
@@ -72,7 +76,8 @@ To fill in gaps, write mask tokens where text is missing:
 
 ```python
 mask = tokenizer.decode([model.config.mask_token_id])
-inputs = tokenizer({{ gaps }}, return_tensors="pt")
+# the end of the text says that nothing more follows
+inputs = tokenizer({{ gaps }} + tokenizer.eos_token, return_tensors="pt")
 print(tokenizer.decode(model.infill(**inputs)[0], skip_special_tokens=True))
 ```
 {%- if training %}
@@ -104,9 +109,27 @@ def _is_repo_id(name: str | None) -> bool:
     return name is not None and _REPO_ID.fullmatch(name) is not None and not os.path.exists(name)
 
 
+def _name(name: str) -> str:
+    """A name that may be published: of a folder or file on this machine only the last part."""
+    path = os.path.expanduser(name)
+    is_nested = name.count("/") > 1 and "://" not in name and " " not in name
+    is_local = os.path.isabs(path) or name.startswith(".") or is_nested or os.path.exists(path)
+    return os.path.basename(os.path.abspath(path)) if is_local else name
+
+
+def _literal(text: str) -> str:
+    """A string of Python, on one line and without characters that cannot be seen."""
+    return escaped(json.dumps(text, ensure_ascii=False))
+
+
+def _inline(text: Any) -> str:
+    """Text that stays on its line of Markdown and in its cell of a table, and means nothing there but itself."""
+    return _MARKUP.sub(r"\\\1", escaped(" ".join(str(text).split())))
+
+
 def _with_masks(gaps: str) -> str:
     """A Python expression for a text with gaps, in terms of `mask`."""
-    literal = json.dumps(gaps, ensure_ascii=False)
+    literal = _literal(gaps)
     expression = _GAP.sub(lambda gap: f'" + mask * {gap[1] or 1} + "', literal)
     return expression.removeprefix('"" + ').removesuffix(' + ""')
 
@@ -132,11 +155,13 @@ def create_model_card(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model.
         repo_id (`str`):
-            The repository or folder that the card's code loads from.
+            The repository or folder that the card's code loads from. Of the path of a folder only the last part is
+            published.
         base_model (`str`, *optional*):
             The model this one was trained from. Defaults to the repository `model` was loaded from, if it is one.
         dataset_name (`str`, *optional*):
-            What it was trained on. Also goes into the metadata if it has the form of a repository id.
+            What it was trained on, of the path of a file the last part. Also goes into the metadata if it has the
+            form of a repository id.
         tags (`Iterable[str]`, *optional*):
             Tags besides `llada`, `masked-diffusion` and those added with `model.add_model_tags`.
         training (`Mapping[str, Any]`, *optional*):
@@ -144,7 +169,8 @@ def create_model_card(
         prompt (`str`, *optional*):
             What the code on the card lets the model continue.
         gaps (`str`, *optional*):
-            What it lets the model fill in: `___` stands for one token, `___3` for three.
+            What it lets the model fill in: `___` stands for one token, `___3` for three. The code puts
+            the end of text behind it.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: The card, with `save(path)` and `push_to_hub(repo_id)`.
@@ -178,16 +204,16 @@ def create_model_card(
         adapter=adapter,
         base_model=data.base_model,
         block_causal=config.block_causal,
-        dataset_name=dataset_name,
+        dataset_name=_inline(_name(dataset_name)) if dataset_name else None,
         facts=facts,
         family=family,
         gaps=_with_masks(gaps),
         length=min(32, model.generation_config.max_new_tokens or 32),
-        model_name=Path(repo_id).name,
+        model_name=_inline(Path(_name(repo_id)).name),
         paper=paper,
-        prompt=json.dumps(prompt, ensure_ascii=False),
-        repo_id=repo_id,
-        training=training,
+        prompt=_literal(prompt),
+        repo_id=_literal(_name(repo_id)),
+        training={_inline(name): _inline(value) for name, value in (training or {}).items()},
     )
 
 

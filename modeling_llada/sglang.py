@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from ..generation.configuration_diffusion import DEFAULTS, DiffusionGenerationConfig
 from ..generation.presets import preset as published_settings
+from ..generation.printable import escaped
 from .configuration_llada2_moe import LLaDA2MoeConfig
 
 
@@ -48,9 +49,10 @@ class SGLangLaunch:
 
     def script(self) -> str:
         """The same as a shell script, with the notes as comments."""
-        lines = [f"# {note}" for note in self.notes]
+        # a line feed in the name of a tensor would be a line of the script
+        lines = [f"# {escaped(note)}" for note in self.notes]
         lines += [f"cat > {shlex.quote(self.command[-1])} <<'EOF'"]
-        lines += [f"{name}: {value}" for name, value in self.algorithm_config.items()]
+        lines += [f"{name}: {json.dumps(value)}" for name, value in self.algorithm_config.items()]
         words = [shlex.quote(word) for word in self.command]
         pairs = [" ".join(words[:3])]
         for word in words[3:]:
@@ -106,7 +108,7 @@ def prepare_sglang(
     if problems:
         raise ValueError(
             f"SGLang {SGLANG_VERSION} would not serve {str(folder)!r} correctly:\n"
-            + "\n".join(f"- {problem}" for problem in problems)
+            + "\n".join(f"- {escaped(problem)}" for problem in problems)
         )
 
     bias_dtypes = {dtype for name, (dtype, _) in stored.items() if name.endswith(".expert_bias")}

@@ -1,5 +1,7 @@
 """The README that a model gets on the Hub."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,45 @@ def test_adapter_inside_the_model_has_a_card_too(hub: Hub, model: LLaDAModelLM) 
 
     assert "adapter_model.safetensors" in hub.repos["ada/adapter"].files
     assert "A PEFT adapter for a masked diffusion language model" in card_of(hub, "ada/adapter")
+
+
+def test_names_are_only_names(model: LLaDAModelLM) -> None:
+    name = 'leaf"); import os; os.abort(("\n---\n# x\033[2J\u202e<img src=x>|[a](b)'
+    card = create_model_card(model, name, dataset_name=name, tags=["a: b\n- c"], training={name: name}, prompt=name)
+
+    for block in python_blocks(card.content):
+        tree = ast.parse(block)
+        assert not any(isinstance(node, ast.Import) and node.names[0].name == "os" for node in ast.walk(tree))
+    first = ast.parse(python_blocks(card.content)[0])
+    assert [node.value for node in ast.walk(first) if isinstance(node, ast.Constant)].count(name) == 3
+    assert all(char.isprintable() or char == "\n" for char in card.content)
+    prose = re.sub("^```.*?^```$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    assert len(re.findall(r"\\<img src=x\\>\\\|\\\[a\\\]", prose)) == prose.count("<img") == 4
+    assert set(card.data.tags) == {"a: b\n- c", "llada", "masked-diffusion"}
+    assert len(re.findall("^# ", prose, re.MULTILINE)) == 1
+    (row,) = re.findall(r"^\| leaf.*$", prose, re.MULTILINE)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+@pytest.mark.parametrize("place", ["absolute", "relative", "nested", "home"])
+def test_paths_of_this_machine_stay_here(
+    model: LLaDAModelLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    secret = tmp_path / "home" / "ada" / "secret-project"
+    secret.mkdir(parents=True)
+    (secret / "rows.jsonl").touch()
+    monkeypatch.chdir(secret.parent)
+    monkeypatch.setenv("HOME", str(secret.parent))
+    folder = {
+        "absolute": str(secret),
+        "relative": "secret-project",
+        "nested": "gone/by/secret-project",
+        "home": "~/secret-project",
+    }[place]
+    parts = {"base_model": folder, "dataset_name": f"{folder}/rows.jsonl"}
+    card = create_model_card(model, f"{folder}/leaf", **parts)
+
+    assert "on rows.jsonl." in card.text
+    assert 'from_pretrained("leaf")' in card.text or place == "relative"
+    assert str(tmp_path) not in card.content and "~" not in card.content and "gone" not in card.content
+    assert "base_model" not in card.data.to_dict() and "datasets" not in card.data.to_dict()

@@ -377,3 +377,18 @@ class TestWeights:
         launch = prepare_sglang(folder)
         assert launch.command[launch.command.index("--dtype") + 1] == "bfloat16"
         assert "The weights are F32, the releases BF16" in notes(launch)
+
+    def test_names_stay_in_their_comment(self, folder: Path, tmp_path: Path) -> None:
+        name = "x\ntouch run_by_the_shell\n\033]0;title\007"
+        rewrite(folder, lambda tensors: tensors | {name: torch.zeros(1, dtype=torch.bfloat16)})
+        script = prepare_sglang(folder).script()
+
+        assert r"skips them: x\ntouch run_by_the_shell\n\x1b]0;title\x07." in script
+        assert "touch run" not in [line[:9] for line in script.splitlines()]
+        fused = "model.layers.0.attention.query_key_value.weight"
+        index = {"weight_map": {fused: "model\n- all is well.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        assert (
+            problems(folder)
+            == r"model\n- all is well.safetensors is missing, which the index names: copy or download it again."
+        )
