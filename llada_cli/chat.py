@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> None:
                 settings["streamer"].end()
             print("Stopped; the conversation is as it was before the question.")
         except Exception as error:
-            # most likely the conversation got too long
             if args.traceback:
                 raise
-            hint = " `/new` starts over." if conversation.turns else ""
+            # most likely the conversation got too long
+            hint = "" if line.startswith("/") else " `/new` starts over."
             print(f"llada chat: {explain(error)}{hint}", file=sys.stderr)
 
 

@@ -55,7 +55,10 @@ def load_checkpoint(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrai
     import llada  # noqa: F401  registers the models
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     if args.device_map is not None:
         _check_device_map(args.device_map)
     try:
