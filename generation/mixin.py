@@ -191,6 +191,9 @@ class LLaDAGenerationMixin(GenerationMixin):
         counted from the first mask of each row. No end of text is proposed before text that was given, and no stopping
         criterion ends a row there, so that all gaps are filled.
 
+        A finished text has to end with the end-of-text token, as the texts did that the model was trained on: without
+        it the masks are filled as if more text followed.
+
         Args:
             inputs (`torch.LongTensor` of shape `(batch, length)`):
                 Sequences with mask tokens where text is wanted, also accepted as `input_ids`. Padded on either side.
@@ -208,7 +211,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         Example:
 
         ```python
-        >>> inputs = tokenizer(f"{tokenizer.mask_token * 2} is the capital of France.", return_tensors="pt")
+        >>> text = f"{tokenizer.mask_token * 2} is the capital of France.{tokenizer.eos_token}"
+        >>> inputs = tokenizer(text, return_tensors="pt")
         >>> model.infill(**inputs)
         ```
         """
