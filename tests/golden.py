@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
-__all__ = ["FIXTURES", "Golden", "load_golden"]
+__all__ = ["FIXTURES", "Golden", "load_golden", "rounding"]
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
@@ -53,3 +53,20 @@ def load_golden(name: str) -> Golden:
     path = folder / "cases.json"
     cases = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return Golden(folder, load_file(folder / "expected.safetensors"), {case["name"]: case for case in cases})
+
+
+def rounding(expected: Tensor) -> dict[str, float]:
+    """
+    How near float32 results come to each other that were not computed by the same instructions.
+
+    Kernels add in an order that depends on the processor, on the number of threads, on the back-end, and on where in
+    memory the weights lie: those of a loaded file lie elsewhere than those of the model that was saved.
+
+    Args:
+        expected (`Tensor`):
+            One of the results.
+
+    Returns:
+        `dict[str, float]`: `rtol` and `atol` for `torch.testing.assert_close`.
+    """
+    return {"rtol": 0, "atol": 1e-5 * expected.abs().max().item()}

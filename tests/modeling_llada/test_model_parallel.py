@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import load_golden
+from golden import load_golden, rounding
 from installed_wheel import ROOT
 from model_parallel_run import RUNS
 from safetensors.torch import load_file
@@ -36,8 +36,7 @@ def test_logits(folder, run):
     logits = load_file(folder / run / "logits.safetensors")["logits"]
     golden = load_golden(run.split("-")[0])
     # partial sums are added in another order
-    close = {"rtol": 0, "atol": 1e-5 * golden.logits.abs().max().item()}
-    torch.testing.assert_close(logits, golden.logits, **close)
+    torch.testing.assert_close(logits, golden.logits, **rounding(golden.logits))
 
 
 @pytest.mark.parametrize("run", RUNS)
