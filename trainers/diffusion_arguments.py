@@ -48,6 +48,9 @@ class MaskedDiffusionArguments(Base):
             Number of masks per sequence, and of forward passes, that an evaluation averages over.
         eval_seed (`int`, *optional*, defaults to 0):
             Seed of the masks of an evaluation. They depend on it and on the sequence, and on nothing else.
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether logged losses leave out those that are not finite, which takes a wait for the device in every
+            micro-step. A loss that is not finite ends the run either way.
     """
 
     mask_sampling: str = field(
@@ -90,6 +93,9 @@ class MaskedDiffusionArguments(Base):
         default=8, metadata={"help": "Number of masks per sequence that an evaluation averages over."}
     )
     eval_seed: int = field(default=0, metadata={"help": "Seed of the masks of an evaluation."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether logged losses leave out those that are not finite."}
+    )
 
     def __post_init__(self):
         if self.bf16 is None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +27,7 @@ from ..modeling_llada.masked_diffusion import (
 from ..modeling_llada.model_card import create_model_card
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import MaskedDiffusionArguments
-
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
+from .resumption import ResumableTrainerMixin
 
 
 logger = logging.get_logger(__name__)
@@ -85,7 +80,7 @@ def _token_sums(losses: torch.Tensor, correct: torch.Tensor, masked: torch.Tenso
     return torch.stack([values.sum(dim=2) - of_eos, of_eos]).permute(2, 0, 1)  # [batch, 2, 3]
 
 
-class MaskedDiffusionTrainerMixin(Base):
+class MaskedDiffusionTrainerMixin(ResumableTrainerMixin):
     """
     Turns a trainer into one of masked diffusion models. To be inherited before [`~transformers.Trainer`] or a
     subclass; `__init__` has to call `_init_diffusion` when the base is initialised.
@@ -113,7 +108,6 @@ class MaskedDiffusionTrainerMixin(Base):
         self.model_accepts_loss_kwargs = False
         self._micro_step = self._rows_before = self._rows_in_step = 0
         self._train_sums: torch.Tensor | None = None
-        self._tokens_seen = 0
         self._evaluated_rows: list[torch.Tensor] = []
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
@@ -240,6 +234,7 @@ class MaskedDiffusionTrainerMixin(Base):
         if aux_loss is not None:
             loss = loss + aux_loss * (1 if num_items_in_batch is None else len(input_ids) / self._rows_in_step)
         if self.model.training:
+            self._watch(loss)
             self._add_train_sums(losses.detach(), correct, batch.masked, batch.ratio, labels, inputs, aux_loss)
         return loss
 
@@ -253,6 +248,17 @@ class MaskedDiffusionTrainerMixin(Base):
         sums = torch.cat([rows.sum(dim=0).flatten(), quartiles.flatten(), counts, aux.to(rows.dtype)])
         self._train_sums = sums if self._train_sums is None else self._train_sums + sums
 
+    def _run_epoch(self, **kwargs) -> None:
+        if isinstance(self.data_collator, DataCollatorForMaskedDiffusion):
+            # it draws other answers of a conversation than in the last pass. A stream has more of them than epochs
+            self.data_collator.epoch.fill_(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
+    def _init_training_state(self, *args) -> tuple[int, int]:
+        # an earlier run may have ended between two logging steps
+        self._train_sums = None
+        return super()._init_training_state(*args)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # an evaluation logs too, and has no sums to add
         if "loss" in logs and self._train_sums is not None:
@@ -260,7 +266,6 @@ class MaskedDiffusionTrainerMixin(Base):
             self._train_sums = None
             kinds, quartiles, others = sums[:6].view(2, 3), sums[6:18].view(4, 3), sums[18:].tolist()
             trainable, visible, aux_loss, aux_count = others
-            self._tokens_seen += int(visible) // self.get_tp_size()
             for name, (loss, correct, count) in zip(("content", "eos"), kinds.tolist(), strict=True):
                 if count:
                     logs[f"{name}_ce"] = loss / count
@@ -271,7 +276,11 @@ class MaskedDiffusionTrainerMixin(Base):
             if aux_count:
                 logs["aux_loss"] = aux_loss / aux_count
             logs["mask_ratio"] = kinds[:, 2].sum().item() / max(trainable, 1)
-            logs["num_tokens"] = self._tokens_seen
+            # also of the steps before a resumption
+            seen = next(
+                (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry), 0
+            )
+            logs["num_tokens"] = seen + int(visible) // self.get_tp_size()
         super().log(logs, start_time)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

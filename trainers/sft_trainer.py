@@ -14,9 +14,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from trl import SFTTrainer
@@ -29,16 +26,6 @@ from .diffusion_arguments import as_arguments
 from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id, refuse_virtual_tokens
 from .sft_config import LLaDASFTConfig
 from .sft_rows import MASK_COLUMNS, tokenize_rows
-
-
-class _TellEpoch(TrainerCallback):
-    """Tells the collator which epoch it is, so that it draws other answers of a conversation than in the last one."""
-
-    def __init__(self, collator: DataCollatorForMaskedDiffusion):
-        self.collator = collator
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.collator.epoch.fill_(int(state.epoch or 0))
 
 
 class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
@@ -182,8 +169,6 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             # a chat template that is cloned from another tokenizer brings its end of text along
             data_collator.eos_token_id = processing_class.eos_token_id
         self._init_diffusion(processing_class.eos_token_id)
-        if isinstance(data_collator, DataCollatorForMaskedDiffusion):
-            self.add_callback(_TellEpoch(data_collator))
 
     def _prepare_dataset(
         self,

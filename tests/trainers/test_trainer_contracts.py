@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llada import LLaDAPreTrainer, LLaDASFTConfig, LLaDASFTTrainer
 from llada.trainers.diffusion_trainer import MaskedDiffusionTrainerMixin
+from llada.trainers.resumption import ResumableTrainerMixin
 
 
 # every method of ours that a base calls, and when
@@ -23,21 +24,32 @@ CALLED_BY_TRAINING = {
     "log",
 }
 
+# what makes a run resumable, and is called if there are checkpoints
+CALLED_BY_RESUMPTION = {
+    "train",
+    "log",
+    "_get_grad_norm",
+    "_init_training_state",
+    "_load_optimizer_and_scheduler",
+    "_save_checkpoint",
+}
+
 
 def _overridden(own, base):
     return {name for name in vars(own) if callable(vars(own)[name]) and hasattr(base, name) and name != "__init__"}
 
 
 def test_every_override_is_tested_for_being_called():
-    others = {"get_test_dataloader", "_issue_warnings_after_load"}
+    others = {"get_test_dataloader", "_issue_warnings_after_load", "_init_training_state", "_run_epoch"}
     assert _overridden(MaskedDiffusionTrainerMixin, SFTTrainer) == CALLED_BY_TRAINING | others
     assert _overridden(MaskedDiffusionTrainerMixin, Trainer) == CALLED_BY_TRAINING | others
     assert _overridden(LLaDASFTTrainer, SFTTrainer) == {"_prepare_dataset"}
     assert _overridden(LLaDAPreTrainer, Trainer) == set()
+    assert _overridden(ResumableTrainerMixin, Trainer) == CALLED_BY_RESUMPTION
 
 
 @pytest.mark.parametrize("base", [Trainer, SFTTrainer])
-@pytest.mark.parametrize("name", sorted(CALLED_BY_TRAINING - {"create_model_card"}))
+@pytest.mark.parametrize("name", sorted((CALLED_BY_TRAINING | CALLED_BY_RESUMPTION) - {"create_model_card"}))
 def test_signatures_are_those_of_the_base(base, name):
     expected = list(inspect.signature(getattr(base, name)).parameters)
     own = inspect.signature(getattr(MaskedDiffusionTrainerMixin, name)).parameters
@@ -46,9 +58,12 @@ def test_signatures_are_those_of_the_base(base, name):
     assert list(own) == expected
 
 
-def test_the_base_calls_the_overrides(make_trainer, pairs, monkeypatch):
+# transformers reads the config.json of a checkpoint without knowing its class
+@pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
+def test_the_base_calls_the_overrides(make_trainer, pairs, monkeypatch, tmp_path):
     called = set()
-    for name in CALLED_BY_TRAINING:
+    names = CALLED_BY_TRAINING | CALLED_BY_RESUMPTION | {"_run_epoch"}
+    for name in names:
         original = getattr(LLaDASFTTrainer, name)
 
         def record(self, *args, _original=original, _name=name, **kwargs):
@@ -60,7 +75,8 @@ def test_the_base_calls_the_overrides(make_trainer, pairs, monkeypatch):
         eval_dataset=pairs, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2
     )
     trainer.train()
-    assert called == CALLED_BY_TRAINING
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert called == names
     trainer.predict(trainer.eval_dataset)
     assert isinstance(trainer.lr_scheduler, LambdaLR)
 
