@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         modules[args.command].run(args)
         # a full disk shows here
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
+        # training says how to go on
+        if interruption.args:
+            print(f"llada {args.command}: {interruption}", file=sys.stderr)
         return 130
     except Exception as error:
         if args.traceback:

@@ -4,6 +4,7 @@
 
 Options are the fields of LLaDASFTConfig and of trl's ScriptArguments and ModelConfig; `--help` lists them, `--config`
 names a YAML file with them. The dataset is a Hub id, a folder, or a .json, .jsonl, .csv or .parquet file.
+`--resume_from_checkpoint true` goes on from the newest complete checkpoint in the output folder.
 """
 
 import argparse
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    resume = config.resume_from_checkpoint
+    # the option is a text for transformers, which would look for a folder of this name
+    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
     trainer.save_model()
     trainer.create_model_card(dataset_name=script.dataset_name)
     print(f"The model is in {config.output_dir}/.")

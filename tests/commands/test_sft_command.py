@@ -1,6 +1,7 @@
 """Fine-tuning from the command line."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from demo_checkpoint import DEMO_FOLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
+from llada import LLaDASFTTrainer
 from llada_cli import main
 
 
@@ -97,3 +99,47 @@ def test_pushing_goes_to_the_hub(hub, run) -> None:
     run("--push_to_hub", "--hub_model_id", "ada/tuned", "--save_strategy", "no")
 
     assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["ada/tuned"].files)
+
+
+# transformers reads the config.json of a checkpoint without knowing its class
+@pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
+def test_a_run_goes_on_from_its_newest_complete_checkpoint(run, dataset: str, capsys: pytest.CaptureFixture) -> None:
+    steps = ("--max_steps", "4", "--save_steps", "2", "--save_strategy", "steps", "--logging_steps", "1")
+    folder = run(*steps)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "checkpoint-4" / "trainer_state.json").unlink()
+    run(*steps, "--resume_from_checkpoint", "true")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+
+    (folder / "checkpoint-4" / "optimizer.pt").unlink()
+    named = ["--model_name_or_path", str(DEMO_FOLDER), "--dataset_name", dataset, "--output_dir", str(folder)]
+    resume = ["--resume_from_checkpoint", str(folder / "checkpoint-4")]
+    capsys.readouterr()
+    assert main(["sft", *named, *OPTIONS, *steps, *resume]) == 1
+    assert "checkpoint-4 is not complete: optimizer.pt is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "spoilt"])
+def test_a_run_that_ends_early_says_how_to_go_on(
+    ending: str, dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_loss = LLaDASFTTrainer.compute_loss
+
+    def spoil(self, model, *args, **kwargs):
+        if self.state.global_step == 2 and ending == "interrupted":
+            raise KeyboardInterrupt
+        if self.state.global_step == 2:
+            model.lm_head.weight.data.fill_(math.nan)
+        return compute_loss(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(LLaDASFTTrainer, "compute_loss", spoil)
+    folder = tmp_path / "tuned"
+    named = ["--model_name_or_path", str(DEMO_FOLDER), "--dataset_name", dataset, "--output_dir", str(folder)]
+    steps = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "1"]
+    assert main(["sft", *named, *OPTIONS, *steps]) == (130 if ending == "interrupted" else 1)
+    error = capsys.readouterr().err
+    if ending == "interrupted":
+        assert "Interrupted after step 2 of 4." in error and "`--resume_from_checkpoint true`" in error
+    else:
+        assert "The loss of step 3 is not finite" in error
+        assert f"--learning_rate 0.0025 --resume_from_checkpoint {folder / 'checkpoint-2'}" in error
