@@ -1,10 +1,11 @@
 """Pre-training of masked diffusion language models."""
 
-from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from pyarrow.compute import list_value_length
 from transformers import (
     AutoModelForMaskedLM,
     DataCollator,
@@ -13,22 +14,28 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl.data_utils import get_dataset_column_names
+from transformers.utils import logging
 
 from ..modeling_llada.masked_diffusion import noise_generator
+from .data_checks import TokenChecks, first_row, read_text, refuse_unknown_columns, refuse_unread_masks
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
-from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id
+from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id, refuse_virtual_tokens
 from .pretraining_config import LLaDAPreTrainingConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 def chunk_documents(
     dataset: Dataset | IterableDataset,
     sequence_length: int,
+    checks: TokenChecks,
     eos_token_id: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     text_field: str = "text",
     num_proc: int | None = None,
+    name: str = "train",
 ) -> Dataset | IterableDataset:
     """
     Joins documents and cuts them into sequences of one length. Attention reaches over the documents of a sequence, as
@@ -39,6 +46,8 @@ def chunk_documents(
             Documents, as text or with `input_ids`.
         sequence_length (`int`):
             Tokens per sequence.
+        checks ([`TokenChecks`]):
+            What tokens may be.
         eos_token_id (`int`, *optional*):
             Token between documents, appended to each that does not end with it.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -47,40 +56,68 @@ def chunk_documents(
             Column that holds the text.
         num_proc (`int`, *optional*):
             Number of processes.
+        name (`str`, *optional*, defaults to `"train"`):
+            Of the dataset, for messages.
 
     Returns:
         The type of `dataset`: Rows of `input_ids`, `sequence_length` each.
 
     Raises:
-        ValueError: If the column or the tokenizer is missing, or the documents are too short for one sequence.
+        ValueError: If the dataset is empty, the column or the tokenizer is missing, a document cannot be read, or the
+            documents are too short for one sequence.
     """
-    columns = get_dataset_column_names(dataset)
-    if "input_ids" not in columns and text_field not in columns:
-        raise ValueError(
-            f"The dataset has the columns {sorted(columns)}; it needs `input_ids`, or text in `{text_field}` (set "
-            "`dataset_text_field`)."
-        )
-    if "input_ids" not in columns and tokenizer is None:
+    first = first_row(dataset, name)
+    is_tokenised = "input_ids" in first
+    if is_tokenised:
+        refuse_unread_masks(first, name)
+    elif text_field not in first:
+        refuse_unknown_columns(first, name, f"`input_ids`, or text in `{text_field}` (set `dataset_text_field`)")
+    elif tokenizer is None:
         raise ValueError("The dataset holds text; write `processing_class=tokenizer`, or pass `input_ids`.")
 
-    def chunk(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        documents = batch.get("input_ids")
-        if documents is None:
+    def read(row: dict[str, Any]) -> list[int]:
+        if not is_tokenised:
             assert tokenizer is not None, "checked above"
-            documents = tokenizer(batch[text_field], add_special_tokens=False)["input_ids"]
-        if eos_token_id is not None:
-            documents = [ids if ids and ids[-1] == eos_token_id else [*ids, eos_token_id] for ids in documents]
-        tokens = list(chain.from_iterable(documents))
-        stops = range(sequence_length, len(tokens) + 1, sequence_length)
-        return {"input_ids": [tokens[stop - sequence_length : stop] for stop in stops]}
+            text = read_text(row, text_field)
+            return checks.check(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids, trained = checks.read(row)
+        if not all(trained):
+            raise ValueError(
+                "a token is not to be trained, and pre-training trains every one. Leave such columns out, or write "
+                "`LLaDASFTTrainer`"
+            )
+        return ids
 
-    options = {"num_proc": num_proc, "desc": "Chunking documents"} if isinstance(dataset, Dataset) else {}
-    chunks = dataset.map(chunk, batched=True, remove_columns=columns, **options)
-    if isinstance(chunks, Dataset) and len(chunks) == 0:
+    def chunk(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[list[int]]]:
+        tokens: list[int] = []
+        for number, index in enumerate(indices):
+            try:
+                ids = read({column: values[number] for column, values in batch.items()})
+            except ValueError as error:
+                raise ValueError(f"Row {index} of the {name} dataset: {error}.") from error
+            tokens.extend(ids)
+            if eos_token_id is not None and (not ids or ids[-1] != eos_token_id):
+                tokens.append(eos_token_id)
+        return {
+            "input_ids": [tokens[start : start + sequence_length] for start in range(0, len(tokens), sequence_length)]
+        }
+
+    options = {"num_proc": num_proc, "desc": f"Chunking {name} dataset"} if isinstance(dataset, Dataset) else {}
+    chunks = dataset.map(chunk, batched=True, with_indices=True, remove_columns=list(first), **options)
+    if isinstance(chunks, IterableDataset):
+        return chunks.filter(lambda ids: len(ids) == sequence_length, input_columns="input_ids")
+    lengths = list_value_length(chunks.data.column("input_ids")).to_numpy()
+    is_whole = lengths == sequence_length
+    if not is_whole.any():
         raise ValueError(
             f"The documents are too short for one sequence of {sequence_length} tokens; lower `sequence_length`."
         )
-    return chunks
+    left_out = int(lengths[~is_whole].sum())
+    if left_out:
+        logger.warning(
+            f"{left_out} of {lengths.sum()} tokens of the {name} dataset did not fill a sequence and are left out."
+        )
+    return chunks.select(np.flatnonzero(is_whole))
 
 
 class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
@@ -147,7 +184,10 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
         args = as_arguments(args, LLaDAPreTrainingConfig, "LLaDA-pre-training")
         if isinstance(model, str):
             model = AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32)
-        find_mask_token_id(model.config)
+        checks = TokenChecks(model.config.vocab_size, find_mask_token_id(model.config))
+        refuse_virtual_tokens(*getattr(model, "peft_config", {}).values())
+        if train_dataset is not None:
+            first_row(train_dataset, "train")
         eos_token_id = model.config.eos_token_id if processing_class is None else processing_class.eos_token_id
         if isinstance(eos_token_id, list):
             eos_token_id = eos_token_id[0]
@@ -157,24 +197,26 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
                 fill_token_id, eos_fill="none", min_eos=0, multi_turn="all", seed=args.seed
             )
 
-        def prepare(dataset: Any) -> Any:
+        def prepare(dataset: Any, name: str) -> Any:
             if dataset is None or isinstance(dataset, dict):
-                return dataset and {name: prepare(part) for name, part in dataset.items()}
+                return dataset and {name: prepare(part, name) for name, part in dataset.items()}
             return chunk_documents(
                 dataset,
                 args.sequence_length,
+                checks,
                 eos_token_id,
                 processing_class,
                 args.dataset_text_field,
                 args.dataset_num_proc,
+                name,
             )
 
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=prepare(train_dataset),
-            eval_dataset=prepare(eval_dataset),
+            train_dataset=prepare(train_dataset, "train"),
+            eval_dataset=prepare(eval_dataset, "eval"),
             processing_class=processing_class,
             **kwargs,
         )

@@ -4,18 +4,21 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
+from peft import PromptTuningConfig, get_peft_model
 from torch.optim import SGD
 from training_probes import NoiseRecorder, mask_every_other, parameters_of
 from transformers import AutoModelForMaskedLM, TrainingArguments
 from trl import SFTConfig
 
 from llada import LLaDAPreTrainer, LLaDAPreTrainingConfig
+from llada.trainers.data_checks import TokenChecks
 from llada.trainers.diffusion_trainer import stage_factor
 from llada.trainers.pre_trainer import chunk_documents
 
 
 EOS = 299
+CHECKS = TokenChecks(vocab_size=320, mask_token_id=300)
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def make_pre_trainer(make_model, make_args, tiny_tokenizer, texts):
 
 def test_documents_are_joined_and_cut(tiny_tokenizer):
     documents = Dataset.from_dict({"text": ["abcd", "efg", "h", "ijklm"]})
-    chunks = chunk_documents(documents, 6, EOS, tiny_tokenizer)
+    chunks = chunk_documents(documents, 6, CHECKS, EOS, tiny_tokenizer)
     assert [tiny_tokenizer.decode(row) for row in chunks["input_ids"]] == [
         "abcd<|endoftext|>e",
         "fg<|endoftext|>h<|endoftext|>i",
@@ -54,22 +57,68 @@ def test_documents_are_joined_and_cut(tiny_tokenizer):
 
 def test_tokenised_documents_are_joined_and_cut():
     documents = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, EOS], [], [5, 6]], "other": [0, 1, 2, 3]})
-    assert chunk_documents(documents, 3, EOS).to_dict() == {"input_ids": [[1, 2, 3], [EOS, 4, EOS], [EOS, 5, 6]]}
-    assert chunk_documents(documents, 3).to_dict() == {"input_ids": [[1, 2, 3], [4, EOS, 5]]}
+    assert chunk_documents(documents, 3, CHECKS, EOS).to_dict() == {
+        "input_ids": [[1, 2, 3], [EOS, 4, EOS], [EOS, 5, 6]]
+    }
+    assert chunk_documents(documents, 3, CHECKS).to_dict() == {"input_ids": [[1, 2, 3], [4, EOS, 5]]}
 
 
 def test_streams_are_joined_and_cut():
     stream = IterableDataset.from_generator(lambda: iter([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]))
-    assert list(chunk_documents(stream, 2)) == [{"input_ids": [1, 2]}, {"input_ids": [3, 4]}]
+    assert list(chunk_documents(stream, 2, CHECKS)) == [{"input_ids": [1, 2]}, {"input_ids": [3, 4]}]
 
 
 def test_documents_that_cannot_be_chunked_are_refused(tiny_tokenizer):
     with pytest.raises(ValueError, match=r"columns \['words'\].*dataset_text_field"):
-        chunk_documents(Dataset.from_dict({"words": ["a"]}), 4, EOS, tiny_tokenizer)
+        chunk_documents(Dataset.from_dict({"words": ["a"]}), 4, CHECKS, EOS, tiny_tokenizer)
     with pytest.raises(ValueError, match="holds text; write `processing_class=tokenizer`"):
-        chunk_documents(Dataset.from_dict({"text": ["a"]}), 4, EOS)
+        chunk_documents(Dataset.from_dict({"text": ["a"]}), 4, CHECKS, EOS)
     with pytest.raises(ValueError, match="too short for one sequence of 4 tokens"):
-        chunk_documents(Dataset.from_dict({"text": ["a"]}), 4, EOS, tiny_tokenizer)
+        chunk_documents(Dataset.from_dict({"text": ["a"]}), 4, CHECKS, EOS, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("make", [Dataset.from_list, lambda rows: IterableDataset.from_generator(lambda: iter(rows))])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": None}, "Row 1 of the eval dataset: `text` is None.*drop the row"),
+        ({"text": "a<|mdm_mask|>"}, r"Row 1 .*token 1 is the mask token \(id 300\).*Take it out"),
+        ({"input_ids": [1, 320]}, "Row 1 .*token 1 has the id 320.*0 to 319"),
+        ({"input_ids": [1, 2], "labels": [-100, 2]}, "Row 1 .*pre-training trains every one.*LLaDASFTTrainer"),
+        ({"input_ids": [1, 2], "prompt_lengths": 1}, "Row 1 .*pre-training trains every one"),
+        ({"input_ids": [1, 2], "attention_mask": [1]}, "Row 1 .*`attention_mask` has 1 values and `input_ids` 2"),
+    ],
+    ids=["null", "mask", "vocabulary", "labels", "prompt", "lengths"],
+)
+def test_documents_that_cannot_be_read_are_refused(tiny_tokenizer, row, message, make):
+    fine = {"text": "ab", "input_ids": [1, 2], "labels": [1, 2], "prompt_lengths": 0, "attention_mask": [1, 1]}
+    rows = make([{column: fine[column] for column in row}, row])
+    with pytest.raises(ValueError, match=message):
+        list(chunk_documents(rows, 1, CHECKS, None, tiny_tokenizer, name="eval"))
+
+
+def test_padding_of_documents_is_cut_off_and_what_is_left_out_is_counted(caplog):
+    rows = Dataset.from_dict(
+        {"input_ids": [[9, 1, 2, 3], [4, 9, 9, 9]], "attention_mask": [[0, 1, 1, 1], [1, 0, 0, 0]]}
+    )
+    assert chunk_documents(rows, 3, CHECKS).to_dict() == {"input_ids": [[1, 2, 3]]}
+    assert "1 of 4 tokens of the train dataset did not fill a sequence" in caplog.text
+
+
+def test_collections_of_splits_and_empty_files_are_refused(make_pre_trainer, texts):
+    with pytest.raises(
+        ValueError, match=r"train dataset is a DatasetDict of the splits \['train'\].*dataset\['train'\]"
+    ):
+        make_pre_trainer(train_dataset=DatasetDict(train=texts))
+    with pytest.raises(ValueError, match="The b dataset is empty"):
+        make_pre_trainer(eval_dataset={"a": texts, "b": texts.select([])})
+
+
+def test_adapters_of_virtual_tokens_are_refused(make_pre_trainer, make_model):
+    sizes = {"num_virtual_tokens": 2, "num_attention_heads": 4, "num_layers": 2, "token_dim": 32}
+    model = get_peft_model(make_model(), PromptTuningConfig(task_type="CAUSAL_LM", **sizes))
+    with pytest.raises(ValueError, match="PromptTuningConfig, whose virtual tokens"):
+        make_pre_trainer(model)
 
 
 def test_every_token_may_be_masked_and_the_loss_is_per_token(make_pre_trainer):
