@@ -45,7 +45,8 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         nothing may be masked, and `attention_mask` of the same shape if there is padding.
 
     Raises:
-        ValueError: If a setting is unknown or incomplete, or a row has nothing that may be masked.
+        ValueError: If a setting is unknown or incomplete, a row has nothing that may be masked, or not one
+            label for every token.
 
     Example:
 
@@ -117,9 +118,10 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         tokens = np.full(inside.shape, self.eos_token_id)
         tokens[inside] = np.concatenate(ids)
         trainable = inside.copy()
-        if "labels" in examples[0]:
-            labels = np.concatenate([np.asarray(example["labels"], dtype=np.int64) for example in examples])
-            trainable[inside] = labels != -100
+        labels = [np.asarray(example["labels"], dtype=np.int64) for example in examples if "labels" in example]
+        if labels:
+            self._check_labels(labels, lengths)
+            trainable[inside] = np.concatenate(labels) != -100
 
         trainable, starts, ends = self._choose_turns(ids, trainable)
         targets = self._fill_to(tokens, trainable, starts, ends)
@@ -142,6 +144,16 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         if not filled.all():
             batch["attention_mask"] = torch.from_numpy(filled.astype(np.int64))
         return batch
+
+    @staticmethod
+    def _check_labels(labels: list[np.ndarray], lengths: np.ndarray) -> None:
+        if len(labels) < len(lengths):
+            raise ValueError("Some rows of the batch have `labels` and some have none. Write them in every row.")
+        for row, (values, length) in enumerate(zip(labels, lengths, strict=True)):
+            if len(values) != length:
+                raise ValueError(
+                    f"Row {row} of the batch has {len(values)} labels and {length} tokens. Write one for every token."
+                )
 
     def _choose_turns(self, ids: list[np.ndarray], trainable: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What remains trainable, and where the last response that does starts and ends."""
