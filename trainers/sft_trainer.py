@@ -51,7 +51,9 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         data_collator (`Callable`, *optional*):
             Defaults to [`DataCollatorForMaskedDiffusion`] with the settings of `args`.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Examples of one of the types above, or tokenised with `input_ids` and `labels`.
+            Examples of one of the types above, or tokenised: `input_ids`, and what is trained of them as `labels`,
+            `completion_mask`, `assistant_masks` or `prompt_lengths`. Where `attention_mask` is 0 is padding, which is
+            cut off.
         eval_dataset (*optional*):
             As `train_dataset`, or a `dict` of such.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -63,7 +65,8 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             Further arguments of [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, `quantization_config`, ...
 
     Raises:
-        ValueError: If a setting cannot work with masked diffusion, with what to write instead.
+        ValueError: If a setting cannot work with masked diffusion, or a row of a dataset cannot be read, with what
+            to write instead.
 
     Example:
 
