@@ -44,15 +44,15 @@ def noise_generator(*key: int | str | bytes) -> torch.Generator:
 def content_keys(input_ids: torch.Tensor, visible: torch.Tensor | None = None) -> list[bytes]:
     """
     One key per row that depends on the tokens of the row and on nothing else: neither on padding, nor on the batch,
-    nor on the process that holds the row.
+    nor on the process that holds the row, nor on the integer type of the ids.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch, length)`):
             Token ids.
         visible (`torch.Tensor` of shape `(batch, length)`, *optional*):
-            The attention mask, 0 for padding.
+            Which tokens count, e.g. the attention mask, 0 for padding. All if not given.
     """
-    rows = input_ids.cpu().numpy()
+    rows = input_ids.cpu().long().numpy()
     kept = None if visible is None else visible.cpu().bool().numpy()
     return [
         hashlib.blake2b((row if kept is None else row[kept[i]]).tobytes(), digest_size=16).digest()
@@ -467,14 +467,14 @@ def likelihood_bound(
         num_draws (`int`, *optional*, defaults to 128):
             Number of masks per row, and of forward passes. 128 as in the paper.
         row_keys (`Sequence`, *optional*):
-            See [`bound_masks`], the content of the rows if not given.
+            See [`bound_masks`]; if not given, the tokens of the rows that are scored, so that padding does not count.
         seed (`int`, *optional*, defaults to 0):
             Seed of the noise.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, length)`: What each token contributes. A row's sum is the estimate.
     """
-    row_keys = content_keys(input_ids) if row_keys is None else row_keys
+    row_keys = content_keys(input_ids, maskable) if row_keys is None else row_keys
     total = torch.zeros((), device=input_ids.device)
     for masked, weight in bound_masks(maskable, num_draws, row_keys, seed):
         total = total + weight[:, None] * score(input_ids.masked_fill(masked, mask_token_id), masked)

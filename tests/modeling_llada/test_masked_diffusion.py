@@ -284,6 +284,35 @@ def test_content_keys_ignore_padding_and_neighbours():
     assert alone == left == right != other
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8])
+def test_content_keys_ignore_the_type_of_the_ids(dtype):
+    input_ids = torch.tensor([[5, 6, 7], [0, 200, 1]])
+    assert content_keys(input_ids.to(dtype)) == content_keys(input_ids)
+
+
+@pytest.mark.parametrize("pad", [(0, 3), (3, 0), (1, 2)], ids=str)
+def test_an_estimate_does_not_depend_on_padding(pad):
+    """With the keys that it gives itself."""
+    input_ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    maskable = torch.arange(8)[None] >= 3
+    table = torch.rand(8, 10, generator=torch.Generator().manual_seed(0))
+
+    def score_from(start):
+        # what a token costs depends on what else is masked
+        def score(noisy_ids, masked):
+            costs = torch.zeros(masked.shape)
+            costs[:, start : start + 8] = table[torch.arange(8), noisy_ids[0, start : start + 8] % 10]
+            return costs * masked * masked.sum()
+
+        return score
+
+    alone = likelihood_bound(score_from(0), input_ids, maskable, 0, num_draws=5)
+    padded_ids = torch.nn.functional.pad(input_ids, pad, value=7)
+    padded = likelihood_bound(score_from(pad[0]), padded_ids, torch.nn.functional.pad(maskable, pad), 0, num_draws=5)
+    assert torch.equal(padded[:, pad[0] : pad[0] + 8], alone)
+    assert not torch.equal(likelihood_bound(score_from(0), input_ids, maskable, 0, num_draws=5, seed=1), alone)
+
+
 def test_bound_masks_do_not_depend_on_the_batch():
     maskable = torch.tensor([[False, True, True, True, False, False]])
     wide = torch.tensor([[True] * 8, [False, False, False, False, True, True, True, False]])
