@@ -391,9 +391,9 @@ class LLaDAGenerationMixin(GenerationMixin):
         grows = config.expand_threshold is not None
         # a row that grows may take the whole canvas
         length = int(((canvas.tokens.shape[1] if grows else canvas.ends) - canvas.padding).max())
-        if length > self.config.max_position_embeddings:
+        if length > self.config.longest_text:
             raise ValueError(
-                f"The canvas has {length} positions, more than the {self.config.max_position_embeddings} the model "
+                f"The canvas has {length} positions, more than the {self.config.longest_text} the model "
                 "was trained for; shorten the prompt or lower `max_new_tokens`."
             )
         block_causal = self.config.block_causal

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -43,8 +43,6 @@ class LLaDARotaryEmbedding(nn.Module):
     def __init__(self, config: MaskedDiffusionConfig):
         super().__init__()
         self.config = config
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
         inv_freq, self.attention_scaling = self.compute_rope_parameters()
         self.register_buffer("inv_freq", inv_freq, persistent=False)
@@ -77,7 +75,6 @@ class LLaDARotaryEmbedding(nn.Module):
         return self
 
     @torch.no_grad()
-    @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
         angles = torch.cat((angles, angles), dim=-1)  # [batch or 1, length, rotary_dim]

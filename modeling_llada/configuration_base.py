@@ -3,6 +3,7 @@ What the configurations of all families share: two vocabularies for the same fie
 settings of the families with experts.
 """
 
+import math
 import os
 from typing import Any, ClassVar
 
@@ -13,7 +14,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 # rope types whose frequencies depend on the length the checkpoint was trained at
-_LENGTH_AWARE_ROPE_TYPES = ("llama3", "longrope", "yarn")
+_LENGTH_AWARE_ROPE_TYPES = ("llama3", "yarn")
+
+# rope types that turn positions by the longest text of the batch: a row would depend on the others, and a cached part
+# of a canvas would be turned otherwise than the rest
+_BATCH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 
 
 @strict
@@ -134,14 +139,37 @@ class MaskedDiffusionConfig(PreTrainedConfig):
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"{given('hidden_act')} is not an activation of transformers; LLaDA uses 'silu'.")
-        rope_types = ("default", *sorted(ROPE_INIT_FUNCTIONS))
-        if self.rope_parameters["rope_type"] not in rope_types:
-            raise ValueError(
-                f"{given('rope_scaling')} names an unknown `rope_type`; choose from {', '.join(rope_types)}."
-            )
+        self._validate_rope_scaling()
         for name in ("attention_dropout", "embedding_dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{given(name)} is a probability: give a value from 0 up to, not including, 1.")
+
+    def _validate_rope_scaling(self) -> None:
+        given = self._given("rope_scaling")
+        rope_type, factor = self.rope_parameters["rope_type"], self.rope_parameters.get("factor")
+        if rope_type in _BATCH_DEPENDENT_ROPE_TYPES:
+            raise ValueError(
+                f"{given} turns positions by the longest text of the batch, so that a row would depend on the others; "
+                'write `"rope_type"` "linear", "llama3" or "yarn".'
+            )
+        rope_types = [name for name in sorted(ROPE_INIT_FUNCTIONS) if name not in _BATCH_DEPENDENT_ROPE_TYPES]
+        if rope_type not in ("default", *rope_types):
+            raise ValueError(f"{given} names an unknown `rope_type`; choose from default, {', '.join(rope_types)}.")
+        if factor is None:
+            return
+        if rope_type == "default":
+            raise ValueError(
+                f'{given} has a factor and does not say of what; add `"rope_type"`, one of {", ".join(rope_types)}.'
+            )
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise ValueError(f"{given} stretches texts by a factor of {factor!r}; give a number above 0.")
+
+    @property
+    def longest_text(self) -> int:
+        """`int`: How many positions a text may have: those of the training, stretched by `rope_scaling`."""
+        parameters = self.rope_parameters
+        trained = parameters.get("original_max_position_embeddings", self.max_position_embeddings)
+        return max(self.max_position_embeddings, int(trained * parameters.get("factor", 1)))
 
     @property
     def rotary_dim(self) -> int:
@@ -171,7 +199,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         factor = scaling.pop("partial_rotary_factor", None)
         if factor not in (None, self.partial_rotary_factor):
             self.partial_rotary_factor = factor
-        self.rope_scaling = scaling if scaling.get("rope_type", "default") != "default" else None
+        is_scaled = "factor" in scaling or scaling.get("rope_type", scaling.get("type", "default")) != "default"
+        self.rope_scaling = scaling if is_scaled else None
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()

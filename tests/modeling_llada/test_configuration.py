@@ -275,7 +275,7 @@ def test_overrides_of_from_pretrained_take_either_name(golden_llada):
         (None, {"rope_type": "default"}),
         ({"rope_type": "default"}, {"rope_type": "default"}),
         ({"rope_type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
-        ({"type": "dynamic", "factor": 4.0}, {"rope_type": "dynamic", "factor": 4.0}),
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
         (
             {"rope_type": "yarn", "factor": 2.0},
             {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
@@ -290,6 +290,28 @@ def test_rope_settings_are_read_from_published_keys(scaling, read, tmp_path):
     assert written["rope_theta"] == 1000.0
     assert "rope_parameters" not in written
     assert LLaDAConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("config_class", [LLaDAConfig, ILLaDAConfig])
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"factor": 4.0}, "has a factor and does not say of what"),
+        ({"rope_type": "default", "factor": 4.0}, "has a factor and does not say of what"),
+        ({"rope_type": "linear", "factor": 0}, "by a factor of 0; give a number above 0"),
+        ({"rope_type": "linear", "factor": -2.0}, "by a factor of -2.0; give a number"),
+        ({"type": "yarn", "factor": float("nan")}, "by a factor of nan; give a number"),
+        ({"rope_type": "linear", "factor": "4"}, "by a factor of '4'; give a number"),
+        ({"rope_type": "linear", "factor": True}, "by a factor of True; give a number"),
+        ({"rope_type": "dynamic", "factor": 2.0}, "by the longest text of the batch"),
+        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}, "by the longest text of the batch"),
+    ],
+    ids=str,
+)
+def test_rope_settings_that_no_row_can_have_alone_or_at_all(config_class, name, scaling, message):
+    with pytest.raises(ValueError, match=message):
+        config_class(**tiny_settings(**{name: scaling}))
 
 
 def test_rope_parameters_are_read_and_written_as_published_keys(tmp_path):

@@ -382,7 +382,6 @@ def test_null_arguments_of_other_models_are_welcome(model, ids):
     "scaling",
     [
         {"rope_type": "linear", "factor": 2.0},
-        {"rope_type": "dynamic", "factor": 2.0},
         {"rope_type": "yarn", "factor": 2.0},
     ],
     ids=lambda scaling: scaling["rope_type"],
@@ -402,9 +401,17 @@ def test_rope_scaling(scaling):
         # positions divided by the factor
         halved = plain(long, position_ids=torch.arange(80)[None] / 2).logits
         torch.testing.assert_close(scaled(long).logits, halved, rtol=0, atol=1e-4)
-    if scaling["rope_type"] == "dynamic":
-        # sequences within the trained length are untouched, after a long one too
-        torch.testing.assert_close(scaled(long[:, :60]).logits, plain(long[:, :60]).logits)
+
+
+@pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 2.0}], ids=str)
+def test_a_stretched_model_generates_longer_texts(scaling):
+    prompt = torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match="102 positions, more than the 64"):
+        tiny_llada().generate(prompt, max_new_tokens=100, steps=4)
+    model = tiny_llada(rope_scaling=scaling)
+    assert model.generate(prompt, max_new_tokens=100, steps=4, eos_early_stop=False).shape == (1, 102)
+    with pytest.raises(ValueError, match="129 positions, more than the 128"):
+        model.generate(prompt, max_new_tokens=127, steps=4)
 
 
 def test_fresh_weights_have_the_configured_spread():
