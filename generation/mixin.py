@@ -366,6 +366,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             if attention_mask.all():
                 # attention without a mask has faster kernels
                 given["attention_mask"] = None
+        else:
+            self.warn_if_padding_and_no_attention_mask(tokens[:, :1], None)
         if config.mask_token_id is None:
             raise ValueError("The model has no mask token; set `model.config.mask_token_id` or pass `mask_token_id`.")
         given["mask_token_id"] = config.mask_token_id

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import PeftAdapterMixin
 
-from .checkpoint_layouts import LAYOUTS, CheckpointLayout
+from .checkpoint_layouts import FUSED, LAYOUTS, CheckpointLayout
 
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def _only_published(layout: CheckpointLayout) -> set[str]:
     return _parts(published) - _parts(("model.layers", *layout.layer_names.values(), *layout.model_names.values(), ""))
 
 
-_LLADA = LAYOUTS["llada"]
 # module names that only the published code has, by family
 _PUBLISHED_NAMES = {model_type: _only_published(layout) for model_type, layout in LAYOUTS.items()}
 _EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -64,13 +63,25 @@ def lora_target_modules(config: "PreTrainedConfig") -> list[str]:
     return LORA_TARGET_MODULES[:4] if "sparse" in config.mlp_layer_types else LORA_TARGET_MODULES
 
 
-def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
-    """Name in memory of every layer that the published code has too -> its name there."""
-    outside = {name: published for published, name in _LLADA.model_names.items()}
-    inside = {name: published for published, name in _LLADA.layer_names.items()}
+def published_module_names(model: "PreTrainedModel") -> dict[str, str]:
+    """
+    What the published code calls the modules of a model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model, or its backbone.
+
+    Returns:
+        `dict[str, str]`: Name in memory of every module that has another name there -> that name.
+    """
+    layout = LAYOUTS.get(model.config.model_type, CheckpointLayout())
+    outside = {name: published for published, name in layout.model_names.items()}
+    inside = {name: published for published, name in layout.layer_names.items()}
+    if layout.fused_attention:
+        inside |= dict.fromkeys(FUSED, layout.fused_attention)
     # a tied head is no module in the published code
     if model.config.tie_word_embeddings:
-        del outside["lm_head"]
+        outside.pop("lm_head", None)
     names = {}
     for name, _ in model.named_modules():
         whole = f"model.{name}" if model.base_model is model else name
@@ -78,7 +89,7 @@ def _published_module_names(model: "PreTrainedModel") -> dict[str, str]:
         if whole in outside:
             names[name] = outside[whole]
         elif leaf in inside:
-            names[name] = f"model.transformer.blocks.{index}.{inside[leaf]}"
+            names[name] = f"{layout.layers}.{index}.{inside[leaf]}"
     return names
 
 
@@ -143,7 +154,7 @@ def translate_adapter_config(config: "PeftConfig", model: "PreTrainedModel") -> 
                 f"({', '.join(names)}), which are translated in {', '.join(_TRANSLATED_FIELDS)} only. Write the names "
                 "of `model.named_modules()` instead."
             )
-    published = _published_module_names(model)
+    published = published_module_names(model)
     # a configuration may mix the two: a layer is meant if either of its names is
     adapted = {
         name: old
@@ -292,6 +303,7 @@ __all__ = [
     "LORA_TARGET_MODULES",
     "PublishedAdaptersMixin",
     "lora_target_modules",
+    "published_module_names",
     "published_names",
     "translate_adapter_config",
 ]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # a tensor of one expert, or of all experts before gate and up are one
 _EXPERT = re.compile(r"\.mlp\.experts\.(?:(\d+)\.)?(gate|up|down)_proj(?:\.weight)?$")
-_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# what a fused matrix is in memory
+FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 class _AsLoaded(ConversionOps):
@@ -108,7 +109,7 @@ class CheckpointLayout:
             for published, name in self.layer_names.items()
         ]
         if self.fused_attention:
-            parts = [f"{name}.weight" for name in _FUSED]
+            parts = [f"{name}.weight" for name in FUSED]
             transforms.append(WeightConverter(f"{self.fused_attention}.weight", parts, [Split(dim=0)]))
         if self.has_experts:
             halves = [f"mlp.experts.*.{half}_proj.weight" for half in ("gate", "up")]
@@ -179,7 +180,7 @@ def in_memory_names(published: Iterable[str], model_type: str) -> dict[str, list
         new = next((new for new, pattern in renamed if pattern is not None), name)
         names[name] = [new]
         if layout.fused_attention and f".{layout.fused_attention}." in name:
-            names[name] = [new.replace(_FUSED[0], part) for part in _FUSED]
+            names[name] = [new.replace(FUSED[0], part) for part in FUSED]
     return names
 
 
@@ -225,6 +226,7 @@ def register_checkpoint_layouts() -> None:
 
 
 __all__ = [
+    "FUSED",
     "LAYOUTS",
     "CheckpointLayout",
     "in_memory_names",

@@ -6,6 +6,8 @@ families (rope precision and width, norms of queries and keys, dropouts, biases,
 attributes of the configuration, not other classes. Routers and experts have files of their own.
 """
 
+import copy
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -17,6 +19,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..generation.canvas import true_first
@@ -32,11 +35,17 @@ from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
 from .configuration_llada_moe import LLaDAMoEConfig
 from .experts import LLaDAExperts
+from .forward_checks import refuse_packed_documents, refuse_unknown_arguments, warn_of_unmasked_training
 from .kept_positions import apply_head, take_positions, take_queries
 from .model_card import replace_placeholder_card
 from .published_checkpoints import PublishedCheckpointsMixin
+from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
 from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_cut_block, find_routing_blocks
+
+
+# arguments of `from_pretrained` that say where a configuration is
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class LLaDAMLP(nn.Module):
@@ -133,6 +142,27 @@ class LLaDAPreTrainedModel(PublishedCheckpointsMixin, PublishedAdaptersMixin, Pr
             )
         super().__init__(config)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers. What a back-end leaves out of a quantisation is completed by [`keep_modules_exact`]."""
+        settings = kwargs.get("quantization_config")
+        if settings is not None:
+            config = kwargs.get("config")
+            if not isinstance(config, MaskedDiffusionConfig):
+                given = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+                config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **given)
+            with torch.device("meta"):
+                keep_modules_exact(cls(copy.deepcopy(config)), settings)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def look_at_training(self, input_ids: torch.Tensor) -> None:
+        """Warns if text without a mask is trained. Looks at the first batch only: it waits for the device."""
+        backbone = self.base_model
+        if backbone.looked_at_training or not (self.training and torch.is_grad_enabled()) or is_tracing(input_ids):
+            return
+        backbone.looked_at_training = True
+        warn_of_unmasked_training(input_ids, self.config.mask_token_id)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -168,6 +198,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         self.norm = LLaDARMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LLaDARotaryEmbedding(config)
         self.gradient_checkpointing = False
+        self.looked_at_training = False
         self.post_init()
 
     @merge_with_config_defaults
@@ -196,7 +227,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 boolean (`True` may be seen) or added to the attention scores. Everything is visible if not given.
             position_ids (`torch.LongTensor` of shape `(batch or 1, length)`, *optional*):
                 Positions for the rotary embedding and for the blocks, `0 ... length - 1` if not given. The embedding
-                is relative, so padding on the left changes nothing; for the blocks it is left out of the count.
+                is relative, so padding on the left changes nothing; for the blocks it is left out of the count. Packed
+                documents, in which positions occur twice, need a mask per query position.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`, *optional*):
                 Embeddings instead of `input_ids`.
             block_length (`int`, *optional*):
@@ -210,6 +242,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             positions_to_keep (`torch.LongTensor` of shape `(batch, kept)`, *optional*):
                 The positions of the input whose last hidden state is wanted, all if not given. The last layer computes
                 no others, apart from their keys and values.
+            kwargs (`dict[str, Any]`, *optional*):
+                What the libraries pass to every model (`output_hidden_states`, `return_dict`, ...).
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutput`] with `last_hidden_state` of shape
@@ -218,7 +252,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
 
         Raises:
             ValueError: If both or neither of `input_ids` and `inputs_embeds` are given, the mask or the positions do
-                not fit the input, or an argument of other models is given that this one cannot honour.
+                not fit the input, an argument of other models is given that this one cannot honour, or one that nobody
+                knows.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
@@ -231,6 +266,11 @@ class LLaDAModel(LLaDAPreTrainedModel):
             raise ValueError("`past_key_values` and `cache_position` belong together; give both or neither.")
         if kwargs.pop("attention_bias", None) is not None:
             raise ValueError("`attention_bias` is not supported; pass it as a 4-D additive `attention_mask`.")
+        has_head = kwargs.pop("has_head", False)
+        refuse_unknown_arguments(kwargs, LLaDAModelLM.forward, LLaDAModel.forward)
+        # a head looks by itself, where it is given labels
+        if input_ids is not None and not has_head:
+            self.look_at_training(input_ids)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         batch, length = inputs_embeds.shape[:2]
@@ -243,6 +283,9 @@ class LLaDAModel(LLaDAPreTrainedModel):
             raise ValueError(
                 f"`position_ids` has shape {tuple(position_ids.shape)}; give {(batch, length)}, or one row for all."
             )
+        elif positions_to_keep is None and past_key_values is None:
+            # sampling, which knows its positions, does not wait for the device
+            refuse_packed_documents(position_ids, attention_mask)
 
         visible = expand_attention_mask(
             self.config, attention_mask, inputs_embeds, position_ids, block_length, past_key_values
@@ -365,7 +408,13 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             positions_to_keep = true_first(logits_to_keep, max(num_logits_to_keep))
             is_wanted = logits_to_keep.gather(1, positions_to_keep)
             wanted = true_first(is_wanted.flatten(), sum(num_logits_to_keep))
+        if input_ids is not None and labels is not None:
+            self.look_at_training(input_ids)
+        if input_ids is not None and not is_sampling and not self.training:
+            # only the first column: text that ends in the padding token, the end of text, is given to see it
+            self.warn_if_padding_and_no_attention_mask(input_ids[:, :1], attention_mask)
         outputs = self.model(
+            has_head=True,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -4,8 +4,10 @@ import pytest
 import torch
 from golden import load_golden
 from transformers import AutoModelForMaskedLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from llada import LLaDAModelLM
+from llada.modeling_llada.quantisation import keep_modules_exact
 
 
 MASK = 300
@@ -56,6 +58,44 @@ def test_weights_of_fewer_bits(folder, exact, quantisation, tolerance):
     sequences = model.generate(prompt, **SETTINGS)
     assert sequences.shape == (2, 22)
     assert torch.equal(sequences[:, :6], prompt) and not (sequences == MASK).any()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "exact_leaves"),
+    [
+        (None, set()),
+        (["q_proj"], {"q_proj"}),
+        # the published name of the head and of every down-projection
+        (["ff_out"], {"down_proj"}),
+        (["model.transformer.ff_out"], set()),
+        (["attn_out", "ff_proj"], {"o_proj", "gate_proj"}),
+    ],
+    ids=str,
+)
+def test_modules_to_leave_out_under_their_published_names(left_out, exact_leaves, folder):
+    quantisation = torchao_int8()
+    quantisation.modules_to_not_convert = left_out
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantisation)
+    kept = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module.weight) is torch.nn.Parameter
+    }
+    # the head always
+    assert kept == {"lm_head"} | exact_leaves
+
+
+def test_every_back_end_reads_the_completed_list(exact):
+    layers = range(exact.config.num_hidden_layers)
+    for settings, field, found in (
+        (BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["ff_out"]), "llm_int8_skip_modules", layers),
+        ({"quant_method": "quanto", "modules_to_not_convert": [r"model.transformer.blocks.0"]}, None, [0]),
+    ):
+        keep_modules_exact(exact, settings)
+        left_out = settings["modules_to_not_convert"] if field is None else getattr(settings, field)
+        names = [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
+        assert not should_convert_module("lm_head", left_out)
+        assert [should_convert_module(name, left_out) for name in names] == [layer not in found for layer in layers]
 
 
 @pytest.mark.parametrize("offloaded", [False, True], ids=["one place", "layers on disk"])
