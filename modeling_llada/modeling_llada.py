@@ -81,6 +81,9 @@ class LLaDASparseMLP(nn.Module):
 class LLaDALayer(GradientCheckpointingLayer):
     """Norm, attention, add; norm, feed-forward, add."""
 
+    # a `CanvasCache` is written in place: computing a layer again writes the same
+    _can_checkpoint_with_cache = True
+
     def __init__(self, config: MaskedDiffusionConfig, layer_idx: int):
         super().__init__()
         self.input_layernorm = LLaDARMSNorm(config.hidden_size, config.rms_norm_eps)
