@@ -1,5 +1,6 @@
 """From a config to the parts of the sampling loop."""
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -129,7 +130,18 @@ def _make_block_causal_forward(
             f'`kv_cache={config.kv_cache!r}` is not for a model with block-causal attention; use "block", which is '
             "exact, or None."
         )
-    return BlockCausalForward(model, canvas, config.guidance, region.block_length, cache)
+    made_with = {
+        "model": weakref.ref(model),
+        "dtype": getattr(model, "dtype", None),
+        "block_length": region.block_length,
+        "cfg_scale": config.guidance,
+        "mask_token_id": canvas.mask_token_id,
+        "device": str(canvas.tokens.device),
+    }
+    returns_cache = bool(config.return_dict_in_generate or config.output_trace)
+    return BlockCausalForward(
+        model, canvas, config.guidance, region.block_length, cache, made_with, returns_cache=returns_cache
+    )
 
 
 def _check_alignment(config: DiffusionGenerationConfig, canvas: Canvas, region: Region) -> None:

@@ -1,6 +1,8 @@
 """Which positions a step computes, and what it reads from a cache."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -204,9 +206,13 @@ class BlockCausalForward(CachedForward):
             As in [`CachedForward`].
         earlier ([`CanvasCache`], *optional*):
             What an earlier call returned for the beginning of the same text.
+        made_with (`dict[str, Any]`, *optional*):
+            What keys and values depend on, for the next call to compare.
+        returns_cache (`bool`, *optional*, defaults to `False`):
+            Whether `returned` will be asked for: the keys and values of rows that leave the batch are kept then.
 
     Raises:
-        ValueError: If the earlier cache is of another batch.
+        ValueError: If the earlier cache is of another batch, or was made with something else.
     """
 
     def __init__(
@@ -216,19 +222,62 @@ class BlockCausalForward(CachedForward):
         guidance: float,
         block_length: int,
         earlier: CanvasCache | None = None,
+        made_with: dict[str, Any] | None = None,
+        returns_cache: bool = False,
     ):
         super().__init__(model, canvas, guidance, block_length)
+        self.cache.made_with = made_with or {}
+        self.returns_cache = returns_cache
         # up to here the cache holds final tokens
         self.stored = 0
+        # of rows that have left: up to where theirs were final, and what belonged to them
+        self.left: dict[int, tuple[int, CanvasCache]] = {}
         if earlier is not None:
-            common = self.cache.take_over(
-                earlier, _take(canvas.tokens.masked_fill(canvas.masked, -1), self.rows, guidance)
-            )
-            self.stored = common - common % block_length
+            common = self.cache.take_over(earlier, self._given(canvas).masked_fill(self._undecided(canvas), -1))
+            # keys and values depend on all tokens of their block, and blocks begin where the text of a row does
+            padding = torch.cat([canvas.padding] * (2 if guidance else 1))
+            whole_blocks = padding + (common - padding).div(block_length, rounding_mode="floor") * block_length
+            self.stored = max(int(whole_blocks.min()), 0)
+
+    def _given(self, canvas: Canvas) -> torch.Tensor:
+        """What the model is given of all rows."""
+        if not self.guidance:
+            return canvas.tokens
+        return torch.cat([canvas.tokens, canvas.tokens.masked_fill(canvas.frozen, canvas.mask_token_id)])
+
+    def _undecided(self, canvas: Canvas) -> torch.Tensor:
+        return torch.cat([canvas.masked, canvas.masked]) if self.guidance else canvas.masked
+
+    def drop_rows(self, canvas: Canvas) -> None:
+        before, whole = self.rows, copy.copy(self.cache)
+        super().drop_rows(canvas)
+        for place, row in enumerate(before):
+            if self.returns_cache and row not in self.rows:
+                part = copy.copy(whole)
+                places = [place, place + len(before)] if self.guidance else [place]
+                part.keep_rows(torch.tensor(places, device=canvas.tokens.device))
+                self.left[row] = self.stored, part
 
     def returned(self, canvas: Canvas) -> CanvasCache:
-        """The cache, for the next call."""
-        self.cache.tokens = _take(canvas.tokens, self.rows, self.guidance)[:, : self.stored]
+        """The cache of all rows, for the next call."""
+        batch, copies = len(canvas.tokens), 2 if self.guidance else 1
+        stored = [self.left[row][0] if row in self.left else self.stored for row in range(batch)]
+        if self.left:
+            parts = [(self.rows, self.cache), *(([row], part) for row, (_, part) in self.left.items())]
+            whole = CanvasCache(_take(canvas.position_ids, list(range(batch)), self.guidance))
+            for name in ("keys", "values"):
+                for layer, example in enumerate(getattr(self.cache, name)):
+                    buffer = example.new_zeros(batch * copies, *example.shape[1:])
+                    for rows, part in parts:
+                        # rows that left before the first pass have none
+                        if getattr(part, name):
+                            places = [row + batch * number for number in range(copies) for row in rows]
+                            buffer[places] = getattr(part, name)[layer]
+                    getattr(whole, name).append(buffer)
+            whole.made_with = self.cache.made_with
+            self.cache = whole
+        self.cache.tokens = self._given(canvas)[:, : max(stored)]
+        self.cache.num_final = torch.tensor(stored * copies, device=canvas.tokens.device)
         return self.cache
 
     def window(self, block: Block, length: int) -> tuple[int, int]:

@@ -149,6 +149,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                     "`max_new_tokens`."
                 )
         multiple_of = (config.block_length or 1) if self.config.block_causal else 1
+        self._check_length(prompt, attention_mask, num_new_tokens, multiple_of)
         probe = None
         if config.initial_length is None:
             canvas = Canvas.after_prompt(prompt, num_new_tokens, given["mask_token_id"], attention_mask, multiple_of)
@@ -231,6 +232,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                 f"`expand_threshold={config.expand_threshold}` inserts masks until the text ends, and `infill` fills "
                 "those that there are; pass `expand_threshold=None`, or call `generate`."
             )
+        self._check_length(tokens, attention_mask)
         canvas = Canvas(tokens, ~wanted, given["mask_token_id"], attention_mask)
         return self._denoise(
             canvas,
@@ -241,7 +243,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             given.get("tokenizer"),
             tokens.shape[1],
             False,
-            token_frequencies=given.get("token_frequencies"),
+            given.get("cache"),
+            given.get("token_frequencies"),
         )
 
     def generate_batch(self, *args, **kwargs):
@@ -371,10 +374,50 @@ class LLaDAGenerationMixin(GenerationMixin):
         if config.mask_token_id is None:
             raise ValueError("The model has no mask token; set `model.config.mask_token_id` or pass `mask_token_id`.")
         given["mask_token_id"] = config.mask_token_id
+        self._check_ids(config, tokens)
         if config.suppress_eos and not config.eos_token_ids:
             raise ValueError(f"`suppress_eos={config.suppress_eos!r}` needs `eos_token_id`.")
         if config.stop_strings and given.get("tokenizer") is None:
             raise ValueError("`stop_strings` needs the tokenizer; pass `tokenizer=`.")
+
+    def _check_ids(self, config: DiffusionGenerationConfig, tokens: torch.Tensor) -> None:
+        """No id is beyond the vocabulary, and the mask means nothing else."""
+        size = self.config.vocab_size
+        named: dict[str, list] = {"eos_token_id": config.eos_token_ids}
+        for name in ("mask_token_id", "pad_token_id", "delete_token_id", "split_token_id"):
+            named[name] = [] if getattr(config, name) is None else [getattr(config, name)]
+        for name, ids in named.items():
+            if not all(isinstance(token, int) and 0 <= token < size for token in ids):
+                raise ValueError(f"`{name}` is {ids}, and the vocabulary has the ids 0 to {size - 1}.")
+            if name != "mask_token_id" and config.mask_token_id in ids:
+                raise ValueError(
+                    f"`{name}` and `mask_token_id` are both {config.mask_token_id}, so that what is decided looks "
+                    "undecided; give them different ids."
+                )
+        low, high = tokens.aminmax()
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"`input_ids` holds ids from {int(low)} to {int(high)}, and the vocabulary has the ids 0 to "
+                f"{size - 1}. Is it the tokenizer of this model?"
+            )
+
+    def _check_length(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        num_new_tokens: int = 0,
+        multiple_of: int = 1,
+    ) -> None:
+        """Before anything as long is made."""
+        padding = 0 if attention_mask is None else int((attention_mask.cumsum(1) == 0).sum(1).min())
+        length = tokens.shape[1] - padding + num_new_tokens
+        length += -length % multiple_of
+        if length > self.config.longest_text:
+            whole = f" in whole blocks of {multiple_of}" if multiple_of > 1 else ""
+            raise ValueError(
+                f"The canvas has {length} positions{whole}, more than the {self.config.longest_text} "
+                "the model was trained for; shorten the prompt or lower `max_new_tokens`."
+            )
 
     def _denoise(
         self,
@@ -391,13 +434,6 @@ class LLaDAGenerationMixin(GenerationMixin):
         probe: FullForward | None = None,
     ) -> torch.Tensor | DiffusionGenerateOutput:
         grows = config.expand_threshold is not None
-        # a row that grows may take the whole canvas
-        length = int(((canvas.tokens.shape[1] if grows else canvas.ends) - canvas.padding).max())
-        if length > self.config.longest_text:
-            raise ValueError(
-                f"The canvas has {length} positions, more than the {self.config.longest_text} the model "
-                "was trained for; shorten the prompt or lower `max_new_tokens`."
-            )
         block_causal = self.config.block_causal
         region = Region(canvas, config.block_length, from_text_start=block_causal, grows=grows)
         if block_causal and region.hides_given_text(canvas):

@@ -17,9 +17,16 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer, settings = load(args)
     mask = tokenizer.convert_ids_to_tokens(model.config.mask_token_id)
     # most tokenizers count the space before a word to the word
-    masked, num_gaps = re.subn(r" ?_{3,}(\d*)", lambda gap: mask * int(gap[1] or 1), text)
-    if not num_gaps:
+    gap = re.compile(r" ?_{3,}(\d*)")
+    lengths = [int(digits or 1) for digits in gap.findall(text)]
+    if not lengths:
         raise ValueError(f"{text!r} has no gap; write ___ where a token is wanted, ___4 for four.")
+    if sum(lengths) > model.config.longest_text:
+        raise ValueError(
+            f"The gaps take {sum(lengths)} tokens, more than the {model.config.longest_text} the model was "
+            "trained for; ___4 is a gap of four."
+        )
+    masked = gap.sub(lambda found: mask * int(found[1] or 1), text)
     if not args.unfinished:
         # what was trained on ends so: without it, the model takes the text for the beginning of a longer one
         masked += tokenizer.eos_token or ""

@@ -60,6 +60,15 @@ def test_infill_fills_gaps_anywhere(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == f"{OTHER.sentence}\n"
 
 
+@pytest.mark.parametrize(
+    "text", ["___99999999999", "___0000000000000000000099999999999", "___4 ___999", "___" + "9" * 5000]
+)
+def test_gaps_are_counted_before_they_are_written_out(capsys: pytest.CaptureFixture, text: str) -> None:
+    assert main(["infill", DEMO, text]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "The gaps take" in error and "a gap of four" in error or "integer string" in error
+
+
 def test_infill_of_an_unfinished_text_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
 

@@ -1,13 +1,16 @@
 """LLaDA2.0 and 2.1: blocks, thresholds, token editing and the exact cache."""
 
+import gc
 import json
 
 import pytest
 import torch
 from golden import FIXTURES, load_golden
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from llada import LLaDA2MoeModelLM
 from llada.generation import preset
+from llada.generation.canvas_cache import CanvasCache
 
 
 CASES = json.loads((FIXTURES / "llada2_moe" / "cases.json").read_text(encoding="utf-8"))
@@ -141,6 +144,103 @@ class TestContinuing:
         )
         assert torch.equal(continued, fresh)
         assert computed[0] - continued_computed[0] == 8
+
+    @pytest.mark.parametrize("guidance", [0.0, 0.5])
+    @pytest.mark.parametrize("paddings", [(0, 0, 0), (0, 3, 6)])
+    def test_rows_that_ended_early_come_back(self, model, paddings, guidance):
+        """They have left the batch, and the cache of the batch holds as much of them as was final."""
+        torch.manual_seed(0)
+        settings = self.settings | {"max_new_tokens": 32, "eos_early_stop": True, "pad_token_id": 7}
+        settings |= {"cfg_scale": guidance, "return_dict_in_generate": True}
+        ends = [9, 22, 99]
+
+        class Ends(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                # asked for one position, of one row or of several as long
+                for text, row in zip(input_ids, scores, strict=True):
+                    number = int(text[0])
+                    row[299] = 1e3 if len(text) == ends[number] + 17 - paddings[number] else -torch.inf
+                return scores
+
+        prompt, mask = torch.randint(0, 290, (3, 17)), torch.ones(3, 17, dtype=torch.long)
+        for row, padding in enumerate(paddings):
+            prompt[row, padding], mask[row, :padding] = row, 0
+        processors = LogitsProcessorList([Ends()])
+        first = model.generate(prompt, attention_mask=mask, logits_processor=processors, **settings)
+        assert [int((row == 299).nonzero()[0]) for row in first.sequences[:2, 17:]] == ends[:2]
+        second = torch.cat([first.sequences, torch.randint(0, 290, (3, 6))], dim=1)
+        second_mask = torch.nn.functional.pad(mask, (0, second.shape[1] - 17), value=1)
+        fresh, computed = self.count(model, lambda: model.generate(second, attention_mask=second_mask, **settings))
+        continued, fewer = self.count(
+            model, lambda: model.generate(second, attention_mask=second_mask, cache=first.cache, **settings)
+        )
+        assert torch.equal(continued.sequences, fresh.sequences)
+        assert fewer[0] < computed[0] or guidance
+        # and once more, from a cache that began with a cache
+        third = torch.cat([continued.sequences, torch.randint(0, 290, (3, 6))], dim=1)
+        third_mask = torch.nn.functional.pad(mask, (0, third.shape[1] - 17), value=1)
+        more = {"attention_mask": third_mask, **settings}
+        assert torch.equal(
+            model.generate(third, cache=continued.cache, **more).sequences, model.generate(third, **more).sequences
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"block_length": 4}, "made with `block_length` 8, and this call has 4"),
+            ({"cfg_scale": 0.5}, r"made with `cfg_scale` 0\.0, and this call has 0\.5"),
+            ({"mask_token_id": 301}, "made with `mask_token_id` 300, and this call has 301"),
+        ],
+        ids=str,
+    )
+    def test_what_a_cache_was_made_with_is_compared(self, model, change, message):
+        first = model.generate(torch.randint(0, 290, (1, 17)), return_dict_in_generate=True, **self.settings)
+        with pytest.raises(ValueError, match=message):
+            model.generate(first.sequences, cache=first.cache, **self.settings | change)
+
+    def test_another_model_or_dtype_is_refused(self, golden):
+        models = [LLaDA2MoeModelLM.from_pretrained(golden.folder).eval() for _ in range(2)]
+        prompt = torch.randint(0, 290, (1, 17))
+        first = models[0].generate(prompt, return_dict_in_generate=True, **self.settings)
+        with pytest.raises(ValueError, match="`model` LLaDA2MoeModelLM '.*' at 0x.* this call has LLaDA2MoeModelLM"):
+            models[1].generate(first.sequences, cache=first.cache, **self.settings)
+        with pytest.raises(ValueError, match=r"`dtype` torch\.float32, and this call has torch\.float64"):
+            models[0].double().generate(first.sequences, cache=first.cache, **self.settings)
+        other = models[1].generate(prompt, return_dict_in_generate=True, **self.settings)
+        del models[1]
+        gc.collect()
+        with pytest.raises(ValueError, match="`model` one that is gone"):
+            models[0].float().generate(prompt, cache=other.cache, **self.settings)
+
+    @pytest.mark.parametrize("other", [DynamicCache(), CanvasCache(torch.arange(4)[None]), {}])
+    def test_what_no_call_returned_is_refused(self, model, other):
+        with pytest.raises(ValueError, match="that no call of `generate` returned; pass `output.cache`"):
+            model.generate(torch.tensor([[1, 2]]), cache=other, **self.settings)
+
+    def test_a_change_inside_a_block_of_a_padded_row(self, model):
+        """Blocks begin where the text of a row does: a token changes keys and values before it."""
+        prompt, mask = torch.randint(0, 290, (2, 17)), torch.ones(2, 17, dtype=torch.long)
+        mask[1, :3] = 0
+        first = model.generate(prompt, attention_mask=mask, return_dict_in_generate=True, **self.settings)
+        second = first.sequences.clone()
+        # the second row has blocks at 3, 11 and 19
+        second[1, 17] = (second[1, 17] + 1) % 290
+        mask = torch.nn.functional.pad(mask, (0, 12), value=1)
+        fresh, continued = (
+            model.generate(second, attention_mask=mask, cache=cache, output_trace=True, **self.settings)
+            for cache in (None, first.cache)
+        )
+        assert torch.equal(continued.sequences, fresh.sequences)
+        for left, right in zip(fresh.trace, continued.trace, strict=True):
+            assert left.confidence == pytest.approx(right.confidence, abs=1e-4)
+
+    def test_infill_goes_on_too(self, model):
+        prompt = torch.randint(0, 290, (1, 17))
+        first = model.generate(prompt, return_dict_in_generate=True, **self.settings)
+        canvas = torch.cat([first.sequences, torch.full((1, 7), 300)], dim=1)
+        fresh, computed = self.count(model, lambda: model.infill(canvas, **self.settings))
+        continued, fewer = self.count(model, lambda: model.infill(canvas, cache=first.cache, **self.settings))
+        assert torch.equal(continued, fresh) and fewer[0] < computed[0]
 
     def test_another_batch_is_refused(self, model):
         prompt = torch.randint(0, 290, (2, 17))
