@@ -298,6 +298,7 @@ class TestStopping:
             return logits
 
         scripted = ScriptedModel(script)
+        scripted.config.vocab_size = 320
         for block_length in (4, length):
             sequences = scripted.generate(
                 prompt,

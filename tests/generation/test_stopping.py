@@ -69,7 +69,9 @@ def test_stop_strings_before_the_end_of_text(tiny_tokenizer, text, block_length)
             logits[:, 2 + place, token] = 20.0 if token == 299 else 9.0
         return logits
 
-    sequences = ScriptedModel(script).generate(
+    scripted = ScriptedModel(script)
+    scripted.config.vocab_size = 320
+    sequences = scripted.generate(
         PROMPT,
         max_new_tokens=len(tokens),
         block_length=block_length,
