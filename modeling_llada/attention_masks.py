@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import is_flash_attention_requested
@@ -134,6 +134,11 @@ def expand_attention_mask(
             )
         by_head = by_head.expand(batch, -1, -1, -1)
     if by_head.is_floating_point():
+        if implementation == "flex_attention" and inputs_embeds.device.type == "cpu":
+            raise ValueError(
+                "Flex attention crashes on a CPU where a mask is added to the scores; give a boolean `attention_mask` "
+                'or call `model.set_attn_implementation("sdpa")`.'
+            )
         # a row of nothing but -inf would be nan, and the lowest float32 is -inf in a narrower dtype
         return by_head.to(inputs_embeds.dtype).clamp(min=torch.finfo(inputs_embeds.dtype).min)
     return _as_backend_reads(implementation, by_head.bool(), inputs_embeds.dtype)
@@ -146,7 +151,7 @@ def _mask_of_parts(
     position_ids: torch.Tensor,
     block_length: int | None,
     cache: "CanvasCache | None",
-) -> torch.Tensor | None:
+) -> torch.Tensor | BlockMask | None:
     """The mask of block-causal attention, and of a part of a canvas that attends to all of it."""
     batch, length = inputs_embeds.shape[:2]
     if attention_mask is None and not block_length:
@@ -167,9 +172,16 @@ def _mask_of_parts(
     return _as_backend_reads(config._attn_implementation, visible, inputs_embeds.dtype)
 
 
-def _as_backend_reads(implementation: str, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _as_backend_reads(implementation: str, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | BlockMask:
     if implementation == "sdpa":
         return visible
+    if implementation == "flex_attention":
+        batch, _, queries, keys = visible.shape
+
+        def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return visible[row, 0, query, key]
+
+        return create_block_mask(sees, batch, None, queries, keys, device=visible.device)
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
