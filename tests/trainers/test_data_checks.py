@@ -412,3 +412,12 @@ def _every_warning_once(caplog):
     logger = logging.getLogger("llada")
     logger.propagate = True
     yield
+
+
+def test_rows_may_be_read_by_several_processes(make_trainer, conversations, published_tokenizer):
+    alone = make_trainer(train_dataset=conversations, processing_class=published_tokenizer)
+    together = make_trainer(train_dataset=conversations, processing_class=published_tokenizer, dataset_num_proc=2)
+    assert _rows(together) == _rows(alone)
+    broken = Dataset.from_list([FINE, FINE, FINE, FINE | {"input_ids": [1, 300]}])
+    with pytest.raises(ValueError, match="Row 3 of the train dataset: `labels` has 2 at token 1"):
+        make_trainer(train_dataset=broken, dataset_num_proc=2)
