@@ -5,17 +5,21 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from installed_wheel import ROOT
 from markdown_code import run_blocks
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from llada import LLaDAModelLM
 from llada.evaluation import ReversalFacts, draw_facts, evaluate_reversal
 from llada_cli import main
+from llada_cli.demo import how_to_call
 
 
 class Demo(NamedTuple):
@@ -123,9 +127,14 @@ def test_answers_are_shown_growing(demo: Demo) -> None:
 
 
 def test_what_it_says_to_try_works(demo: Demo, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [shlex.split(line)[1:] for line in re.findall(r"^  (llada .*)$", demo.printed, re.MULTILINE)]
+    lines = re.findall(r"^  (\S.*) ((?:generate|infill|chat) .*)$", demo.printed, re.MULTILINE)
     fact = ReversalFacts.load(demo.folder / "facts.json").held_out[0]
+    commands = [shlex.split(arguments) for _, arguments in lines]
     assert [command[0] for command in commands] == ["generate", "infill", "chat"]
+    # the program is found by the shell as it is written
+    ((program, *_),) = {(program,) for program, _ in lines}
+    version = subprocess.run(f"{program} --version", cwd=ROOT, shell=True, capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("llada ")
 
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{fact.reverse[0]}\n"))
     for command in commands:
@@ -133,8 +142,28 @@ def test_what_it_says_to_try_works(demo: Demo, capsys: pytest.CaptureFixture, mo
     assert capsys.readouterr().out == f"{fact.name}\n{fact.sentence}\n{fact.name}\n"
 
     snippet = textwrap.dedent(demo.printed[demo.printed.index("  import llada") :])
-    namespace, _ = run_blocks(f"```python\n{snippet}print(_)\n```\n".replace("pipe([", "_ = pipe(["), "demo")
-    assert namespace["_"][0]["generated_text"][-1] == {"role": "assistant", "content": fact.name}
+    _, printed = run_blocks(f"```python\n{snippet}```\n", "demo")
+    assert printed == f"{fact.name}\n"
+
+
+def test_the_program_is_called_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "my env" / "bin" / "llada"
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    monkeypatch.setattr("sys.argv", [str(program)])
+    for folder, path, expected in (
+        (tmp_path, "/usr/bin", "'my env/bin/llada'"),
+        (program.parent.parent, "/usr/bin", "bin/llada"),
+        (Path("/"), "/usr/bin:/bin", shlex.quote(str(program)[1:])),
+        (ROOT, "/usr/bin", shlex.quote(str(program))),
+        (ROOT, str(program.parent), "llada"),
+    ):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PATH", path)
+        assert how_to_call()[0] == expected
+    # run as `python -m llada`
+    monkeypatch.setattr("sys.argv", [str(ROOT / "llada" / "__main__.py")])
+    assert how_to_call() == (f"{sys.executable} -m llada", sys.executable)
 
 
 def test_code_of_its_card_runs(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
