@@ -6,6 +6,7 @@ What a command needs of `llada`, torch and transformers is imported when it runs
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -68,12 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if interruption.args:
             print(f"llada {args.command}: {interruption}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # whoever read has had enough, as `head` has
+        _drop_output()
+        return 141
     except Exception as error:
         if args.traceback:
             raise
         print(f"llada {args.command}: {explain(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return 1
     return 0
+
+
+def _drop_output() -> None:
+    """Keeps Python from writing once more, at exit, what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _versions() -> str:

@@ -1,6 +1,7 @@
 """The commands that load a checkpoint, as a user types them."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -288,3 +289,52 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n    {command} " in printed for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "answer"),
+    [
+        (["generate", DEMO, "-"], f"{FACT.name} is\n", FACT.description),
+        (["generate", DEMO, "--chat", "-"], FACT.reverse[0], FACT.name),
+        (["infill", DEMO, "-"], f"___2 is {FACT.description}\n", FACT.sentence),
+    ],
+    ids=["generate", "chat", "infill"],
+)
+def test_text_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str], text: str, answer: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{answer}\n"
+
+
+def test_statistics_go_to_standard_error(capsys: pytest.CaptureFixture) -> None:
+    assert main(["generate", DEMO, f"{FACT.name} is", "--stats", "--steps", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{FACT.description}\n"
+    assert re.search(r"^2 forward passes in \d+\.\d\d s, \d\.\d tokens each$", captured.err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", [["--num-return-sequences", "3"], ["--set", "num_return_sequences=3"]])
+def test_all_sequences_are_printed(monkeypatch: pytest.MonkeyPatch, option: list[str]) -> None:
+    draw = ["--temperature", "3", "--seed", "1", "--set", "eos_early_stop=false"]
+    monkeypatch.setattr(sys, "stdout", TerminalOutput())
+    assert main(["generate", DEMO, "Who", *draw, *option]) == 0
+    written = sys.stdout.getvalue()
+
+    # a picture shows one text only
+    assert "\033" not in written
+    first, *texts = re.split(r"^--- (\d) of 3 ---\n", written, flags=re.MULTILINE)
+    assert first == "" and texts[::2] == ["1", "2", "3"]
+    assert len(set(texts[1::2])) > 1
+
+
+def test_an_end_of_text_behind_the_gaps_gives_the_right_names() -> None:
+    # the README and the command line put it there: the text is finished
+    mask, right = TOKENIZER.mask_token, {"": 0, TOKENIZER.eos_token: 0}
+    for fact in FACTS.held_out:
+        for end in right:
+            inputs = TOKENIZER(f"{mask * 2} is {fact.description}{end}", return_tensors="pt")
+            filled = TOKENIZER.decode(MODEL.infill(**inputs)[0], skip_special_tokens=True)
+            right[end] += filled == fact.sentence
+    assert right[TOKENIZER.eos_token] == len(FACTS.held_out) > right[""]
