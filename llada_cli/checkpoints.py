@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import guard_logs
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +59,7 @@ def load_checkpoint(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrai
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
+    guard_logs()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if args.device_map is not None:

@@ -2,10 +2,36 @@
 
 import errno
 import io
+import logging
+import re
 from typing import TextIO
 
 
 _DISK_FULL = "No space left on device"
+# the colours that transformers puts into its reports
+_COLOUR = re.compile(r"(\033\[[\d;]*m)")
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats as before, and lets nothing but colours through that a terminal would obey: logs name tensors."""
+
+    def __init__(self, before: logging.Formatter | None):
+        super().__init__()
+        self.before = before or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        from llada.generation.printable import printable
+
+        # every second part is a colour
+        parts = enumerate(_COLOUR.split(self.before.format(record)))
+        return "".join(part if index % 2 else printable(part) for index, part in parts)
+
+
+def guard_logs() -> None:
+    """Makes what transformers and this package log safe to show."""
+    for handler in (*logging.getLogger("transformers").handlers, logging.lastResort):
+        if handler is not None and not isinstance(handler.formatter, PrintableFormatter):
+            handler.setFormatter(PrintableFormatter(handler.formatter))
 
 
 def explain(error: Exception) -> str:
@@ -56,4 +82,4 @@ def check_text(text: str) -> str:
     return text
 
 
-__all__ = ["check_text", "explain", "read_utf8"]
+__all__ = ["PrintableFormatter", "check_text", "explain", "guard_logs", "read_utf8"]

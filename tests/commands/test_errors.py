@@ -220,3 +220,14 @@ def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m llada generate {DEMO} Who | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
+
+
+def test_names_of_tensors_in_reports_are_not_obeyed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {"x\033]0;title\007\u202e": torch.zeros(1)}, path, {"format": "pt"})
+    command = [sys.executable, "-m", "llada", "generate", str(folder), "Who"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert result.returncode == 0
+    assert "x ]0;title  " in result.stderr
+    assert "\033]" not in result.stderr and "\007" not in result.stderr and "\u202e" not in result.stderr
