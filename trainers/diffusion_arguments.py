@@ -122,6 +122,10 @@ class MaskedDiffusionArguments(Base):
                 "likelihood bound. Write `label_smoothing_factor=0`."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # every checkpoint holds the pickled arguments, and is uploaded as it is
+        return self.__dict__ | {"hub_token": None}
+
     def forward_process(self, mask_token_id: int) -> ForwardProcess:
         """The forward process that these arguments describe."""
         names = [name.name for name in fields(ForwardProcess) if name.name != "mask_token_id"]

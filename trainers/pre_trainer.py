@@ -1,5 +1,6 @@
 """Pre-training of masked diffusion language models."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from ..modeling_llada.masked_diffusion import noise_generator
@@ -39,7 +41,8 @@ def chunk_documents(
 ) -> Dataset | IterableDataset:
     """
     Joins documents and cuts them into sequences of one length. Attention reaches over the documents of a sequence, as
-    in the pre-training of LLaDA. Of every 1000 documents, the last incomplete sequence is dropped.
+    in the pre-training of LLaDA. Of every 1000 documents, the last incomplete sequence is dropped. If all of them are
+    tokenised and as long as a sequence, they stay as they are.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -89,12 +92,16 @@ def chunk_documents(
         return ids
 
     def chunk(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[list[int]]]:
-        tokens: list[int] = []
+        documents = []
         for number, index in enumerate(indices):
             try:
-                ids = read({column: values[number] for column, values in batch.items()})
+                documents.append(read({column: values[number] for column, values in batch.items()}))
             except ValueError as error:
                 raise ValueError(f"Row {index} of the {name} dataset: {error}.") from error
+        if is_tokenised and all(len(ids) == sequence_length for ids in documents):
+            return {"input_ids": documents}
+        tokens: list[int] = []
+        for ids in documents:
             tokens.extend(ids)
             if eos_token_id is not None and (not ids or ids[-1] != eos_token_id):
                 tokens.append(eos_token_id)
@@ -197,19 +204,20 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
                 fill_token_id, eos_fill="none", min_eos=0, multi_turn="all", seed=args.seed
             )
 
+        self._chunk = partial(
+            chunk_documents,
+            sequence_length=args.sequence_length,
+            checks=checks,
+            eos_token_id=eos_token_id,
+            tokenizer=processing_class,
+            text_field=args.dataset_text_field,
+            num_proc=args.dataset_num_proc,
+        )
+
         def prepare(dataset: Any, name: str) -> Any:
             if dataset is None or isinstance(dataset, dict):
                 return dataset and {name: prepare(part, name) for name, part in dataset.items()}
-            return chunk_documents(
-                dataset,
-                args.sequence_length,
-                checks,
-                eos_token_id,
-                processing_class,
-                args.dataset_text_field,
-                args.dataset_num_proc,
-                name,
-            )
+            return self._chunk(dataset, name=name)
 
         super().__init__(
             model=model,
@@ -221,6 +229,26 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
             **kwargs,
         )
         self._init_diffusion(eos_token_id)
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        # the base calls this again for every part of a `dict`
+        if not isinstance(eval_dataset, dict | str | None):
+            eval_dataset = self._chunk(eval_dataset, name=metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self,
+        test_dataset: Dataset | IterableDataset,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        test_dataset = self._chunk(test_dataset, name=metric_key_prefix)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         generator = noise_generator(self.args.seed, "length", self.state.global_step)

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.trainer_utils import PredictionOutput
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
@@ -136,6 +137,13 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 )
         if eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token; set `tokenizer.eos_token` or `args.eos_token`.")
+        if args.pad_token is not None:
+            if args.pad_token not in processing_class.get_vocab():
+                raise ValueError(
+                    f"`pad_token={args.pad_token!r}` is no token of the tokenizer. Write one that it has, such as "
+                    f"{processing_class.pad_token or processing_class.eos_token!r}, or leave it out."
+                )
+            processing_class.pad_token = args.pad_token
         makes_collator = data_collator is None
         if data_collator is None:
             data_collator = DataCollatorForMaskedDiffusion(
@@ -198,6 +206,20 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                     formatting_func,
                 )
         return super()._prepare_dataset(dataset, processing_class, args, packing, None, dataset_name)
+
+    def predict(
+        self,
+        test_dataset: Dataset | IterableDataset,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        # the base prepares what is given to `evaluate` only
+        if not self._skip_prepare_dataset:
+            test_dataset = self._prepare_dataset(
+                test_dataset, self.processing_class, self.args, False, self._formatting_func, metric_key_prefix
+            )
+        self._reject_skip_prepare_without_labels({metric_key_prefix: test_dataset}, self.data_collator)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _reject_skip_prepare_without_labels(self, datasets: dict[str, Any], data_collator: DataCollator) -> None:
         if not self._skip_prepare_dataset or not isinstance(data_collator, DataCollatorForMaskedDiffusion):

@@ -202,6 +202,30 @@ def test_evaluations_report_the_bound_per_token(make_pre_trainer, texts):
     assert all(again[name] == metrics[name] for name in metrics if name.endswith("bound"))
 
 
+def test_documents_that_come_late_are_chunked_like_those_before(make_pre_trainer, texts):
+    def bounds(metrics):
+        return [value for name, value in metrics.items() if name.endswith("nll_bound")]
+
+    trainer = make_pre_trainer(eval_dataset={"a": texts, "b": texts.select(range(6))})
+    expected = bounds(trainer.evaluate())
+    assert len(expected) >= 4
+    # as text, and chunked already
+    assert bounds(trainer.evaluate({"a": texts, "b": texts.select(range(6))})) == expected
+    assert bounds(trainer.evaluate(dict(trainer.eval_dataset))) == expected
+    for late in (texts, texts.to_iterable_dataset(), trainer.eval_dataset["a"]):
+        assert bounds(trainer.evaluate(late)) == bounds(trainer.predict(late).metrics)
+        assert bounds(trainer.evaluate(late))[0] == expected[0]
+
+
+def test_sequences_stay_as_they_are():
+    rows = [[1, 2, 3], [4, 5, 6]]
+    for dataset in (
+        Dataset.from_dict({"input_ids": rows}),
+        IterableDataset.from_generator(lambda: ({"input_ids": row} for row in rows)),
+    ):
+        assert [row["input_ids"] for row in chunk_documents(dataset, 3, CHECKS, EOS)] == rows
+
+
 def test_a_path_is_trained_further(make_pre_trainer, golden_llada, golden_illada):
     for golden in (golden_llada, golden_illada):
         expected = AutoModelForMaskedLM.from_pretrained(golden.folder)

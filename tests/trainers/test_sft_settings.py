@@ -1,5 +1,6 @@
 """What fine-tuning accepts, what it converts, and what it refuses."""
 
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -79,6 +80,28 @@ def test_arguments_of_the_bases_keep_their_values(make_trainer, make_args):
         assert all(getattr(trainer.args, name) == value for name, value in own.items())
         assert (trainer.args.eos_fill, trainer.args.loss_normalization) == ("longest", "sequence")
         trainer.train()
+
+
+@pytest.mark.parametrize("arguments_class", [LLaDASFTConfig, LLaDAPreTrainingConfig])
+def test_the_token_of_the_hub_is_not_saved(make_args, arguments_class):
+    args = make_args(arguments_class, hub_token="secret", bf16=False)
+    saved = pickle.dumps(args)
+    assert b"secret" not in saved and args.hub_token == "secret"
+    again = pickle.loads(saved)
+    assert again.hub_token is None and (again.output_dir, again.mask_eps) == (args.output_dir, args.mask_eps)
+
+
+@pytest.mark.filterwarnings("ignore:`pad_token` is deprecated:FutureWarning")
+def test_the_pad_token_can_be_chosen(make_trainer, tiny_tokenizer):
+    trainer = make_trainer(pad_token="<|eot_id|>", eos_fill="none")
+    pad = tiny_tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    padding = batch["input_ids"][batch["attention_mask"] == 0]
+    assert len(padding) > 0 and set(padding.tolist()) == {pad} and pad != tiny_tokenizer.eos_token_id
+    trainer.train()
+    assert trainer.model.config.pad_token_id == trainer.processing_class.pad_token_id == pad
+    with pytest.raises(ValueError, match="`pad_token='<nothing>'` is no token of the tokenizer"):
+        make_trainer(pad_token="<nothing>")
 
 
 def test_arguments_of_other_trainers_are_refused(make_trainer, make_args):

@@ -269,6 +269,16 @@ def test_an_evaluation_is_the_bound(make_trainer, pairs):
     assert trainer.predict(trainer.eval_dataset).metrics["test_nll_bound"] == metrics["eval_nll_bound"]
 
 
+def test_rows_that_come_late_are_prepared_like_those_before(make_trainer, pairs):
+    trainer = make_trainer(eval_dataset=pairs)
+    expected = trainer.evaluate()["eval_nll_bound"]
+    assert trainer.predict(trainer.eval_dataset).metrics["test_nll_bound"] == expected
+    for late in (pairs, pairs.to_iterable_dataset()):
+        assert trainer.evaluate(late)["eval_nll_bound"] == expected
+        assert trainer.predict(late).metrics["test_nll_bound"] == expected
+    assert trainer.evaluate({"late": pairs})["eval_late_nll_bound"] == expected
+
+
 def test_a_hopeless_bound_is_reported(make_trainer, pairs):
     trainer = make_trainer(eval_dataset=pairs)
     trainer.model.lm_head.weight.data.mul_(1e6)

@@ -43,8 +43,12 @@ def test_every_override_is_tested_for_being_called():
     others = {"get_test_dataloader", "_issue_warnings_after_load", "_init_training_state", "_run_epoch"}
     assert _overridden(MaskedDiffusionTrainerMixin, SFTTrainer) == CALLED_BY_TRAINING | others
     assert _overridden(MaskedDiffusionTrainerMixin, Trainer) == CALLED_BY_TRAINING | others
-    assert _overridden(LLaDASFTTrainer, SFTTrainer) == {"_prepare_dataset", "_reject_skip_prepare_without_labels"}
-    assert _overridden(LLaDAPreTrainer, Trainer) == set()
+    assert _overridden(LLaDASFTTrainer, SFTTrainer) == {
+        "_prepare_dataset",
+        "_reject_skip_prepare_without_labels",
+        "predict",
+    }
+    assert _overridden(LLaDAPreTrainer, Trainer) == {"evaluate", "predict"}
     assert _overridden(ResumableTrainerMixin, Trainer) == CALLED_BY_RESUMPTION
 
 
