@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
+from ..generation.configuration_diffusion import DEFAULTS
 from ..modeling_llada.checkpoint_layouts import in_memory_names
 from ..modeling_llada.masked_diffusion import (
     content_keys,
@@ -89,6 +90,9 @@ class MaskedDiffusionTrainerMixin(ResumableTrainerMixin):
       two processes share it. Strata of the mask ratio span the micro-batches and processes of a step.
     - **The loss** is divided by what the whole accumulated batch of all processes holds: gradients are those of one
       large batch, also if its last part is smaller.
+    - **Attention** is that of generation. A block-causal model (LLaDA2) attends to its own block and to earlier ones,
+      in blocks of the length that it generates with. In generation earlier blocks are clean; here they are as noisy as
+      the rest, so that the loss bounds the likelihood, but is not the published objective of block diffusion.
     - **Evaluation** gives the bound on the negative log-likelihood, the same in every call and for every batch size.
     """
 
@@ -106,6 +110,11 @@ class MaskedDiffusionTrainerMixin(ResumableTrainerMixin):
         self._eos_token_id = -1 if eos_token_id is None else eos_token_id
         # the items of a batch are counted here: the base shifts labels if the class is called "...ForCausalLM"
         self.model_accepts_loss_kwargs = False
+        self._attention = {}
+        config = self.model.config
+        if getattr(config, "block_causal", False):
+            length = self.model.generation_config.block_length or config.block_size or DEFAULTS["block_length"]
+            self._attention["block_length"] = length
         self._micro_step = self._rows_before = self._rows_in_step = 0
         self._train_sums: torch.Tensor | None = None
         self._evaluated_rows: list[torch.Tensor] = []
@@ -217,6 +226,7 @@ class MaskedDiffusionTrainerMixin(ResumableTrainerMixin):
             labels = labels.repeat(copies, 1)
             inputs = {name: torch.cat([value] * copies) for name, value in inputs.items()}
 
+        inputs |= self._attention
         outputs = []
 
         def record(**arguments):
@@ -319,6 +329,7 @@ class MaskedDiffusionTrainerMixin(ResumableTrainerMixin):
     ) -> tuple[torch.Tensor, None, None]:
         inputs = dict(self._prepare_inputs(inputs))
         input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
+        inputs |= self._attention
         maskable = labels != -100
         eos = labels == self._eos_token_id
         sums = torch.zeros((), device=labels.device)
@@ -414,6 +425,7 @@ class MaskedDiffusionTrainerMixin(ResumableTrainerMixin):
                 "global batch": batch,
                 "peak learning rate": args.learning_rate,
                 "mask ratio": f"{args.mask_schedule}, {args.min_mask_ratio} to {args.max_mask_ratio}",
+                "attention": ", ".join(f"blocks of {length}" for length in self._attention.values()) or "full",
                 "masks": f"{args.mask_sampling}{', complementary' if args.complementary_masks else ''}",
                 "loss": f"{args.loss_weighting} weight, mean per {args.loss_normalization}",
             },

@@ -1,5 +1,7 @@
 """Training models with experts: adapters, the losses of routers, checkpoints."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -15,6 +17,7 @@ from llada import (
     LLaDAPreTrainingConfig,
     LLaDASFTTrainer,
 )
+from llada.modeling_llada.masked_diffusion import MaskedBatch
 
 
 # transformers reads the config.json of a checkpoint without knowing its class
@@ -101,6 +104,51 @@ def test_accumulated_losses_of_routers_are_a_mean(make_moe, make_trainer, normal
     assert (weights[2][gate] - weights[0][gate]).abs().max() > 1e-5
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["fine-tuning", "pre-training"])
+@pytest.mark.parametrize("block_length", [None, 4])
+def test_attention_in_training_is_that_of_generation(make_moe, make_trainer, make_args, kind, block_length):
+    model = make_moe()
+    model.generation_config.block_length = block_length
+    rows = torch.randint(0, 290, (8, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    dataset = Dataset.from_dict({"input_ids": rows, "labels": rows})
+    if kind == "fine-tuning":
+        trainer = make_trainer(model, dataset, eval_dataset=dataset)
+    else:
+        args = make_args(LLaDAPreTrainingConfig, sequence_length=12)
+        dataset = dataset.remove_columns("labels")
+        trainer = LLaDAPreTrainer(model, args=args, train_dataset=dataset, eval_dataset=dataset)
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("block_length")), with_kwargs=True
+    )
+    trainer.train()
+    trainer.evaluate()
+    expected = (block_length or 32) if model.config.block_causal else None
+    assert set(seen) == {expected} and len(seen) > 8
+    trainer.create_model_card()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
+    assert f"| attention | {f'blocks of {expected}' if expected else 'full'} |" in card
+
+
+def test_the_loss_does_not_see_later_blocks(make_moe, make_trainer):
+    model = make_moe()
+    model.generation_config.block_length = 4
+    trainer = make_trainer(model, max_steps=1)
+
+    # the second block alone differs, the first one has the masks
+    def first_block(input_ids, maskable, *args, **kwargs):
+        masked = maskable & (torch.arange(input_ids.shape[1]) < 4) & (torch.arange(input_ids.shape[1]) % 2 == 0)
+        weight = torch.ones(len(input_ids))
+        return MaskedBatch(input_ids.masked_fill(masked, 300), masked, weight, weight)
+
+    trainer.forward_process = first_block
+    losses = []
+    for later in (7, 8):
+        ids = torch.tensor([[1, 2, 3, 4, *[later] * 4]])
+        losses.append(trainer.compute_loss(model.eval(), {"input_ids": ids, "labels": ids}).item())
+    assert (losses[0] == pytest.approx(losses[1], abs=1e-6)) is model.config.block_causal
 
 
 @pytest.mark.parametrize("limit", ["1GB", "20KB"], ids=["one file", "shards"])
