@@ -152,7 +152,7 @@ class ChatRenderer:
     def _body(self, messages: Messages, **kwargs) -> str:
         return self._render(messages, **kwargs).removesuffix(self._forced_header)
 
-    def _render(self, messages: Messages | list[Messages], **kwargs) -> Any:
+    def _render(self, messages: list[Any], **kwargs) -> Any:
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
         except (TemplateError, TypeError) as error:

@@ -120,7 +120,7 @@ class RowTokenizer:
 
     def _read_conversation(self, row: dict[str, Any]) -> tuple[list[int], list[bool], bool]:
         assert self.renderer is not None, "set for columns of messages"
-        messages = read_messages(row, *self.columns, self.tokenizer.chat_template)
+        messages = read_messages(row, self.columns[0], self.tokenizer.chat_template)
         variables = _template_variables(row)
         if self.assistant_only_loss is not False:
             ids, trained = self.renderer.encode(messages, **variables)
