@@ -57,7 +57,10 @@ def make_model(
         "pad_token_id": EOS,
     }
     if family == "LLaDA":
-        return LLaDAModelLM(LLaDAConfig(**settings))
+        model = LLaDAModelLM(LLaDAConfig(**settings))
+        # however little it is trained: the authors' sampler writes the mask token where it is the likeliest
+        model.get_output_embeddings().weight.data[settings["mask_token_id"]].zero_()
+        return model
     settings |= {
         "num_key_value_heads": hidden_size // 64,
         "block_size": PERIOD,
