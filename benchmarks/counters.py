@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llada.generation.canvas_cache import CanvasCache
+from llada.generation.forwards.canvas_cache import CanvasCache
 
 
 # operations whose result, or whose shape, the host has to wait for

@@ -1,92 +1,90 @@
-"""From a config to the parts of the sampling loop."""
+"""From settings to the parts of the sampling loop: each part is asked for by its name, whichever rule has it."""
 
-import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from .adaptive_selection import ContextThresholdSelector, HierarchicalSelector, StableSelector
 from .canvas import Canvas
-from .canvas_cache import CanvasCache
-from .compiled import CompiledModel
-from .configuration_diffusion import DiffusionGenerationConfig
-from .early_commit import GapSelector, SteadySelector
-from .expansion import ExpandingForward, Expansion
-from .forwards import BlockCausalForward, DualForward, FullForward, PrefixForward
-from .levenshtein import LevenshteinEditing
-from .partial_forwards import DelayedForward, SuffixWindowForward, VicinityForward
+from .forwards.compiled import CompiledModel
+from .forwards.full import FullForward
 from .positional import PositionalProcessors
-from .proposals import Proposer, ReferenceProposer
-from .quota_selection import BernoulliSelector, RisingEndSelector, dream_shares
-from .ranked_selection import EntropyBoundSelector, FactorSelector, FrechetSelector, ReferenceFactorSelector
-from .regions import Region
-from .remasking import Remasking, ShadowVerification
-from .revision import Revision, TokenEditing
-from .selection import QuotaSelector, Selector, ThresholdSelector, schedule_steps, share_out
-from .shadow import DraftSelector, ShadowForward
-from .slow_fast import SpanForward, SpanSelector
-from .validity import SELECTIONS, check_complete
+from .proposer import Proposer
+from .rule import Setup
+from .rules.quota import Quota
+from .rules.revision import Revision
+from .rules.selection import Selector
+from .scores import LowConfidence
+from .validity import switched_on
 
 
-def make_forward(
-    config: DiffusionGenerationConfig,
+def lay_out(
+    config: Any,
     model: Callable,
-    canvas: Canvas,
-    region: Region,
+    prompt: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    longest: int,
     block_causal: bool,
-    selector: Selector,
-    cache: CanvasCache | None = None,
-) -> FullForward:
+) -> tuple[Canvas, FullForward] | None:
+    """
+    The canvas of a rule that says how many masks there are, and the plan that counted the forward passes it took. The
+    arguments are those of [`~llada.generation.rule.Rule.lay_out`].
+
+    Args:
+        block_causal (`bool`):
+            Whether the model attends block-causally.
+
+    Raises:
+        ValueError: If the model cannot say where its text ends.
+    """
+    for rule, name in switched_on(config).items():
+        if "needs_the_end" in rule.traits and (block_causal or not config.eos_token_ids):
+            raise ValueError(
+                f"`{name}={getattr(config, name)}` asks the model where its text ends, which needs full "
+                "attention and `eos_token_id`. Leave it out: blocks after the end are not computed anyway."
+            )
+        made = rule.lay_out(config, model, prompt, attention_mask, longest)
+        if made is not None:
+            return made
+    return None
+
+
+def make_selector(setup: Setup) -> Selector:
+    """The rule that commits proposals: the caller's, or that of the settings."""
+    selector = setup.extra.get("selector")
+    if selector is None:
+        selector = setup.first("selector")
+    return setup.wrapped("wrap_selector", Quota.plan(setup) if selector is None else selector)
+
+
+def make_revision(setup: Setup) -> Revision:
+    """The rule that revises what was committed: the caller's, or that of the settings."""
+    revision = setup.extra.get("revision")
+    if revision is None:
+        revision = setup.first("revision")
+    return Revision() if revision is None else revision
+
+
+def make_forward(setup: Setup, selector: Selector) -> FullForward:
     """
     The forward plan.
 
     Args:
-        config ([`DiffusionGenerationConfig`]):
-            The settings.
-        model (`Callable`):
-            The model.
-        canvas ([`Canvas`]):
-            The canvas before the first step.
-        region ([`Region`]):
-            Its blocks.
-        block_causal (`bool`):
-            Whether the model was trained with block-causal attention.
-        selector ([`~llada.generation.selection.Selector`]):
+        setup ([`~llada.generation.rule.Setup`]):
+            What it is built for.
+        selector ([`~llada.generation.rules.selection.Selector`]):
             The rule that commits proposals.
-        cache ([`CanvasCache`], *optional*):
-            What an earlier call returned.
 
     Raises:
         ValueError: If the plan does not fit the model or the masks.
     """
-    kind, guidance = config.kv_cache, config.guidance
-    if cache is not None and kind != "block":
-        raise ValueError(f"`cache` continues a block-causal cache, but `kv_cache={kind!r}`.")
-    if block_causal:
-        return _make_block_causal_forward(config, model, canvas, region, cache)
-    if kind == "block":
-        raise ValueError(
-            '`kv_cache=\'block\'` is not for a model with full attention; use "prefix" or "dual", or None.'
-        )
-    _check_alignment(config, canvas, region)
-    if isinstance(selector, SpanSelector):
-        return SpanForward(model, guidance, selector)
-    if config.verify_threshold is not None:
-        return ShadowForward(model, guidance)
-    plan: FullForward
-    warmup, refresh_interval = config.rule_setting("cache_warmup"), config.rule_setting("refresh_interval")
-    if config.expand_threshold is not None:
-        plan = ExpandingForward(model, canvas, guidance)
-    elif kind is None:
-        plan = FullForward(model, guidance)
-    elif kind == "vicinity":
-        vicinity = config.rule_setting("vicinity")
-        plan = VicinityForward(model, canvas, guidance, vicinity, warmup, refresh_interval)
-    elif kind == "delayed":
-        plan = DelayedForward(model, canvas, guidance, warmup, refresh_interval)
-    else:
-        plan = {"prefix": PrefixForward, "dual": DualForward}[kind](model, canvas, guidance)
-    return plan if config.suffix_window is None else SuffixWindowForward(plan, config.suffix_window)
+    _check_model(setup)
+    _check_rows(setup)
+    plan = setup.first("forward", selector)
+    if plan is None:
+        block_length = setup.region.block_length if setup.block_causal else None
+        plan = FullForward(setup.model, setup.config.guidance, block_length)
+    return setup.wrapped("wrap_forward", plan)
 
 
 def compile_forward(plan: FullForward, compiled: Callable, block_length: int) -> None:
@@ -94,7 +92,7 @@ def compile_forward(plan: FullForward, compiled: Callable, block_length: int) ->
     Makes a plan run on a compiled model.
 
     Args:
-        plan ([`FullForward`]):
+        plan ([`~llada.generation.forwards.full.FullForward`]):
             The plan.
         compiled (`Callable`):
             Its model, compiled.
@@ -104,7 +102,7 @@ def compile_forward(plan: FullForward, compiled: Callable, block_length: int) ->
     Raises:
         ValueError: If the plan computes other shapes in every step.
     """
-    if type(plan) not in (FullForward, PrefixForward, DualForward, BlockCausalForward):
+    if not plan.same_shapes:
         raise ValueError(
             "`compile_config` needs steps of the same shapes, and the positions that "
             f'{type(plan).__name__} computes change. Use `kv_cache` None, "dual" or "block" without a rule that '
@@ -114,168 +112,77 @@ def compile_forward(plan: FullForward, compiled: Callable, block_length: int) ->
     plan.keeps_shapes = True
 
 
-def _make_block_causal_forward(
-    config: DiffusionGenerationConfig, model: Callable, canvas: Canvas, region: Region, cache: CanvasCache | None
-) -> FullForward:
-    for name in ("verify_threshold", "exploration_steps", "suffix_window"):
-        if getattr(config, name) is not None:
+def make_proposer(setup: Setup, processors: PositionalProcessors) -> Proposer:
+    """What turns logits into tokens and scores."""
+    config, canvas = setup.config, setup.canvas
+    setup.extra["token_frequencies"] = _check_frequencies(setup)
+    score = setup.first("score")
+    score = setup.wrapped("wrap_score", LowConfidence() if score is None else score)
+    proposer = setup.first("proposer") or Proposer
+    text_follows = bool((canvas.has_suffix & canvas.masked).any())
+    return proposer(config, processors, setup.vocab_size, score, setup.first("logits"), text_follows)
+
+
+def _check_frequencies(setup: Setup) -> torch.Tensor | None:
+    frequencies: torch.Tensor | None = setup.extra.get("token_frequencies")
+    if (frequencies is None) == (setup.config.remasking == "position_calibrated"):
+        raise ValueError(
+            f'`remasking="position_calibrated"` and `token_frequencies` need each other, but `remasking` is '
+            f"{setup.config.remasking!r} and `token_frequencies` {'not given' if frequencies is None else 'given'}."
+        )
+    if frequencies is None:
+        return None
+    shape = tuple(frequencies.shape)
+    if shape != (setup.vocab_size,) or not ((frequencies >= 0) & (frequencies <= 1)).all():
+        raise ValueError(
+            f"`token_frequencies` has shape {shape}; give one frequency from 0 to 1 for each of the "
+            f"{setup.vocab_size} tokens of the vocabulary."
+        )
+    return frequencies.to(setup.canvas.tokens.device)
+
+
+def _check_model(setup: Setup) -> None:
+    """Refuses plans that a model has no attention for."""
+    for rule, name in switched_on(setup.config).items():
+        value = getattr(setup.config, name)
+        if setup.block_causal and "sees_both_sides" in rule.traits:
             raise ValueError(
-                f"`{name}={getattr(config, name)}` is for models with full attention, and this one attends "
+                f"`{name}={value}` is for models with full attention, and this one attends "
                 "block-causally: it never sees what follows the current block. Leave it out."
             )
-    if config.kv_cache is None:
-        return FullForward(model, config.guidance, region.block_length)
-    if config.kv_cache != "block":
-        raise ValueError(
-            f'`kv_cache={config.kv_cache!r}` is not for a model with block-causal attention; use "block", which is '
-            "exact, or None."
-        )
-    made_with = {
-        "model": weakref.ref(model),
-        "dtype": getattr(model, "dtype", None),
-        "block_length": region.block_length,
-        "cfg_scale": config.guidance,
-        "mask_token_id": canvas.mask_token_id,
-        "device": str(canvas.tokens.device),
-    }
-    returns_cache = bool(config.return_dict_in_generate or config.output_trace)
-    return BlockCausalForward(
-        model, canvas, config.guidance, region.block_length, cache, made_with, returns_cache=returns_cache
-    )
+        if setup.block_causal and "needs_full_attention" in rule.traits:
+            raise ValueError(
+                f'`{name}={value!r}` is not for a model with block-causal attention; use "block", which is '
+                "exact, or None."
+            )
+        if not setup.block_causal and "needs_block_causal" in rule.traits:
+            raise ValueError(
+                f'`{name}={value!r}` is not for a model with full attention; use "prefix" or "dual", or None.'
+            )
+    if setup.extra.get("cache") is not None and setup.config.kv_cache != "block":
+        raise ValueError(f"`cache` continues a block-causal cache, but `kv_cache={setup.config.kv_cache!r}`.")
 
 
-def _check_alignment(config: DiffusionGenerationConfig, canvas: Canvas, region: Region) -> None:
+def _check_rows(setup: Setup) -> None:
     """Refuses rows that a plan would treat differently together and alone."""
-    for name in ("kv_cache", "suffix_window", "exploration_steps", "verify_threshold"):
-        value = getattr(config, name)
-        if value is not None and region.first != region.last:
+    canvas, region = setup.canvas, setup.region
+    for rule, name in switched_on(setup.config).items():
+        value: Any = getattr(setup.config, name)
+        if "aligns_rows" in rule.traits and region.first != region.last:
             raise ValueError(
                 f"`{name}={value!r}` computes the same positions in all rows, so that a row would depend on the "
                 f"others: the first masks stand at positions {region.first} to {region.last}. Align the rows, or "
                 f"leave out `{name}`."
             )
-    if config.kv_cache == "delayed" and len(canvas.tokens) > 1:
-        raise ValueError(
-            f"`kv_cache='delayed'` computes other positions in every row, and there are {len(canvas.tokens)} rows; "
-            'give one row, or use "prefix" or "dual".'
-        )
-    if config.suffix_window is not None and bool((canvas.has_suffix & canvas.masked).any()):
-        raise ValueError(
-            f"`suffix_window={config.suffix_window}` leaves out what follows, and text was given after a mask; leave "
-            "out `suffix_window`."
-        )
-
-
-def make_selector(config: DiffusionGenerationConfig, region: Region, block_causal: bool) -> Selector:
-    """The rule that commits proposals."""
-    check_complete(config)
-    selector = _make_selector(config, region, block_causal)
-    if config.commit_gaps is not None:
-        return GapSelector(selector, config.commit_gaps)
-    if config.stable_steps is not None:
-        return SteadySelector(selector, config.stable_steps, config.rule_setting("stable_entropy"))
-    return selector
-
-
-def _make_selector(config: DiffusionGenerationConfig, region: Region, block_causal: bool) -> Selector:
-    steps, per_block = config.steps, config.max_denoising_steps
-    if all(getattr(config, name) is None for name in SELECTIONS):
-        keep_idle_steps = config.rng_compat is not None
-        share = dream_shares if config.step_schedule == "dream" else share_out
-        if config.step_schedule == "bernoulli":
-            return BernoulliSelector(schedule_steps(region, steps, per_block, keep_idle_steps=True))
-        quotas = schedule_steps(region, steps, per_block, keep_idle_steps, share=share)
-        if config.suppress_eos == "rising":
-            return RisingEndSelector(quotas, config.eos_token_ids, config.rule_setting("eos_weight"))
-        return QuotaSelector(quotas, keep_idle_steps)
-    floors = None
-    if steps is not None or per_block is not None:
-        floors = schedule_steps(region, steps, per_block, whole_blocks=block_causal)
-    if config.factor is not None:
-        return (ReferenceFactorSelector if config.factor_compat else FactorSelector)(config.factor, floors)
-    if config.frechet_margin is not None:
-        return FrechetSelector(config.frechet_margin, floors)
-    if config.entropy_bound is not None:
-        return EntropyBoundSelector(config.entropy_bound, floors)
-    return _make_threshold(config, floors, block_causal)
-
-
-def _make_threshold(
-    config: DiffusionGenerationConfig, floors: list[list[list[int]]] | None, block_causal: bool
-) -> Selector:
-    """The rules that use a threshold."""
-    threshold = config.threshold
-    assert threshold is not None, "all selections but the threshold have been looked at"
-    if config.low_threshold is not None:
-        return HierarchicalSelector(threshold, config.low_threshold, floors)
-    if config.verify_threshold is not None:
-        return DraftSelector(threshold, floors)
-    if config.exploration_steps is not None:
-        finer = ("span_threshold", "span_window", "span_deviation", "span_stops_early")
-        return SpanSelector(threshold, config.exploration_steps, *(config.rule_setting(name) for name in finer))
-    if config.kl_threshold is not None:
-        sees_ahead = not block_causal and config.kv_cache is None and config.suffix_window is None
-        return StableSelector(threshold, config.kl_threshold, config.rule_setting("kl_history"), floors, sees_ahead)
-    # LLaDA2 commits what exceeds the threshold, Fast-dLLM what reaches it
-    inclusive = not block_causal
-    if config.threshold_relaxation is not None:
-        return ContextThresholdSelector(
-            threshold, config.threshold_relaxation, config.suffix_window, floors, inclusive
-        )
-    return ThresholdSelector(threshold, floors, inclusive)
-
-
-def make_revision(config: DiffusionGenerationConfig, canvas: Canvas) -> Revision:
-    """The rule that revises what was committed."""
-    if config.remask_threshold is not None:
-        return Remasking(config.remask_threshold)
-    if config.verify_threshold is not None:
-        return ShadowVerification(config.verify_threshold)
-    if config.expand_threshold is not None:
-        return Expansion(
-            config.expand_threshold,
-            config.rule_setting("expand_factor"),
-            config.rule_setting("expand_end_threshold"),
-            config.rule_setting("length_window"),
-            torch.tensor(config.eos_token_ids, device=canvas.tokens.device),
-        )
-    if config.editing_threshold is None:
-        return Revision()
-    if not config.control_token_ids:
-        return TokenEditing(config.editing_threshold, config.max_post_steps or 0)
-    # what follows a block moves with it, so nothing given may follow
-    if bool((canvas.has_suffix & canvas.masked).any()):
-        raise ValueError(
-            "Text was given after a mask, and this model edits by inserting and deleting, which would move it. Pass "
-            "`delete_token_id=None, split_token_id=None` to edit without."
-        )
-    return LevenshteinEditing(config.editing_threshold, config.max_post_steps or 0, *config.control_token_ids)
-
-
-def make_proposer(
-    config: DiffusionGenerationConfig,
-    processors: PositionalProcessors,
-    vocab_size: int,
-    canvas: Canvas,
-    token_frequencies: torch.Tensor | None = None,
-) -> Proposer:
-    """What turns logits into tokens and scores."""
-    if (token_frequencies is None) == (config.remasking == "position_calibrated"):
-        raise ValueError(
-            f'`remasking="position_calibrated"` and `token_frequencies` need each other, but `remasking` is '
-            f"{config.remasking!r} and `token_frequencies` {'not given' if token_frequencies is None else 'given'}."
-        )
-    if token_frequencies is not None:
-        shape = tuple(token_frequencies.shape)
-        if shape != (vocab_size,) or not ((token_frequencies >= 0) & (token_frequencies <= 1)).all():
+        if "takes_one_row" in rule.traits and len(canvas.tokens) > 1:
             raise ValueError(
-                f"`token_frequencies` has shape {shape}; give one frequency from 0 to 1 for each of the {vocab_size} "
-                "tokens of the vocabulary."
+                f"`{name}={value!r}` computes other positions in every row, and there are {len(canvas.tokens)} rows; "
+                'give one row, or use "prefix" or "dual".'
             )
-        token_frequencies = token_frequencies.to(canvas.tokens.device)
-    proposer = ReferenceProposer if config.rng_compat == "llada" else Proposer
-    text_follows = bool((canvas.has_suffix & canvas.masked).any())
-    return proposer(config, processors, vocab_size, text_follows, token_frequencies)
+        if "leaves_out_suffix" in rule.traits and bool((canvas.has_suffix & canvas.masked).any()):
+            raise ValueError(
+                f"`{name}={value}` leaves out what follows, and text was given after a mask; leave out `{name}`."
+            )
 
 
-__all__ = ["compile_forward", "make_forward", "make_proposer", "make_revision", "make_selector"]
+__all__ = ["compile_forward", "lay_out", "make_forward", "make_proposer", "make_revision", "make_selector"]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .chance import Chance
+
 
 def true_first(wanted: torch.Tensor, number: int) -> torch.Tensor:
     """
@@ -25,13 +27,13 @@ def true_first(wanted: torch.Tensor, number: int) -> torch.Tensor:
 @dataclass
 class Delta:
     """
-    What one step changes.
+    A change of the canvas: what one step does, or the end of rows.
 
     Args:
         step (`int`):
-            Number of the step, from 0.
+            Number of the step, from 0; -1 for a change that belongs to none, such as the end of a row.
         block (`int`):
-            Number of the block it belongs to, from 0.
+            Number of the block it belongs to, from 0, or -1.
         positions (`torch.BoolTensor` of shape `(batch, length)`):
             The positions that change.
         tokens (`torch.LongTensor` of shape `(batch, length)`):
@@ -40,6 +42,8 @@ class Delta:
             How sure the model was of each, between 0 and 1; 0 elsewhere.
         repeats (`torch.LongTensor` of shape `(batch, length)`, *optional*):
             How many times each position is repeated after the change. Only masks are.
+        ends (`torch.LongTensor` of shape `(batch,)`, *optional*):
+            Where rows end that this change ends, -1 for the others.
     """
 
     step: int
@@ -48,6 +52,7 @@ class Delta:
     tokens: torch.Tensor
     confidence: torch.Tensor
     repeats: torch.Tensor | None = None
+    ends: torch.Tensor | None = None
 
 
 class Canvas:
@@ -82,6 +87,8 @@ class Canvas:
             Number of padding positions before the text of each row.
         has_suffix (`torch.BoolTensor` of shape `(batch, length)`):
             Whether text that the caller gave stands to the right of a position.
+        chance ([`~llada.generation.chance.Chance`]):
+            Where random numbers come from.
         places (`torch.LongTensor` of shape `(length,)`, *optional*):
             In a part of a longer canvas, where its positions are.
     """
@@ -109,6 +116,7 @@ class Canvas:
             self.padding = (attention_mask.cumsum(1) == 0).sum(1)
             given = frozen & attention_mask.bool()
         self.has_suffix = given.flip(1).cumsum(1).flip(1) > given
+        self.chance = Chance()
         self.places: torch.Tensor | None = None
 
     @classmethod
@@ -167,7 +175,8 @@ class Canvas:
         """
         changes = delta.positions & ~self.frozen
         self.tokens = torch.where(changes, delta.tokens, self.tokens)
-        self.masked = torch.where(changes, delta.tokens == self.mask_token_id, self.masked)
+        opened = delta.tokens == self.mask_token_id if delta.ends is None else torch.zeros_like(changes)
+        self.masked = torch.where(changes, opened, self.masked)
         self.step_of = self.step_of.masked_fill(changes, -1).masked_fill(changes & ~self.masked, delta.step)
         self.confidence = torch.where(changes, delta.confidence.masked_fill(self.masked, 0.0), self.confidence)
         if delta.repeats is not None:
@@ -180,9 +189,13 @@ class Canvas:
                 setattr(self, name, None if values is None else values.gather(1, source))
             self.ends = self.ends + delta.repeats.sum(1)
 
-    def finish(self, rows: torch.Tensor, ends: torch.Tensor, fill: int) -> None:
+        if delta.ends is not None:
+            self.finished = self.finished | (delta.ends >= 0)
+            self.ends = torch.where(delta.ends >= 0, delta.ends, self.ends)
+
+    def ending(self, rows: torch.Tensor, ends: torch.Tensor, fill: int) -> Delta:
         """
-        Ends rows: what stands at `ends` and after reads `fill` and is decided.
+        The change that ends rows: what stands at `ends` and after reads `fill` and is decided.
 
         Args:
             rows (`torch.BoolTensor` of shape `(batch,)`):
@@ -194,12 +207,14 @@ class Canvas:
         """
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         rest = rows.unsqueeze(1) & (positions >= ends.unsqueeze(1)) & ~self.frozen
-        self.tokens = self.tokens.masked_fill(rest, fill)
-        self.masked = self.masked & ~rest
-        self.step_of = self.step_of.masked_fill(rest, -1)
-        self.confidence = self.confidence.masked_fill(rest, 0.0)
-        self.finished = self.finished | rows
-        self.ends = torch.where(rows, ends, self.ends)
+        return Delta(
+            step=-1,
+            block=-1,
+            positions=rest,
+            tokens=self.tokens.masked_fill(rest, fill),
+            confidence=torch.zeros_like(self.confidence),
+            ends=torch.where(rows, ends, -1),
+        )
 
 
 __all__ = ["Canvas", "Delta", "true_first"]

@@ -1,5 +1,6 @@
 """The settings of one call of `generate` or `infill`, saved with a checkpoint in `generation_config.json`."""
 
+import textwrap
 from functools import cache
 from numbers import Real
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .foreign_settings import name_unknown, refuse_autoregressive
-from .validity import RULE_DEFAULTS, SELECTIONS, check_combinations, check_values
+from .rule import Fields, Setting, setting
+from .rules import RULES, RuleSettings, settings
+from .validity import check_combinations
 
 
 # what `generate` runs with where neither the call nor the checkpoint says anything
@@ -24,6 +27,11 @@ DEFAULTS = {
 # the same for models with block-causal attention, after the model card of LLaDA2.0
 BLOCK_CAUSAL_DEFAULTS = {"threshold": 0.95, "kv_cache": "block"}
 
+# fields that say how many predictions a step keeps: at most one
+SELECTIONS = tuple(
+    name for rule in RULES if "how many predictions a step keeps" in rule.decides for name in rule.switches
+)
+
 # setting one of a group replaces the others, where they come from a weaker source
 EXCLUSIVE = (
     ("steps", "max_denoising_steps"),
@@ -33,7 +41,72 @@ EXCLUSIVE = (
 )
 
 
-class DiffusionGenerationConfig(GenerationConfig):
+class LoopSettings(Fields):
+    """The fields that belong to no rule."""
+
+    block_length: int | None = setting(
+        int,
+        "Blocks of this many tokens are finished one after the other (semi-autoregressive remasking). A value of at "
+        "least `max_new_tokens` gives the pure diffusion of the paper, one block.",
+        default=32,
+        least=1,
+    )
+    confidence_dtype: str | None = setting(
+        str,
+        '`"float32"` or `"float64"`, the precision of confidences. float32 by default.',
+        choices=("float32", "float64"),
+    )
+    cfg_scale: float | None = setting(
+        float,
+        "Strength w of unsupervised classifier-free guidance (Eq. 16): logits of the model, plus w times their "
+        "difference to those with the given text masked. Doubles the rows of a forward pass. `guidance_scale`, with 1 "
+        "for off as elsewhere in transformers, is understood as w + 1.",
+        default=0.0,
+        least=0,
+    )
+    eos_early_stop: bool | None = setting(
+        bool,
+        "Whether a row is finished once an end-of-text token is committed and nothing before it is masked. What "
+        "follows is not computed. `generate` ends with the longest row of the batch, what follows in others reads "
+        "`pad_token_id`. `False` returns the whole canvas.",
+        default=True,
+    )
+    mask_token_id: int | None = setting(
+        int, "Id of the mask token, `config.mask_token_id` of the model by default.", least=0
+    )
+    output_trace: bool | None = setting(
+        bool,
+        "Whether the output holds a [`~llada.generation.listeners.trace.Trace`] of every step. Implies "
+        "`return_dict_in_generate`.",
+    )
+
+
+# every field that a GenerationConfig does not have
+SETTINGS: dict[str, Setting] = LoopSettings.declared() | settings()
+
+# fields of a GenerationConfig that are numbers -> what they may be here
+STOCK = {
+    "epsilon_cutoff": Setting(float, "probability below which a token is not drawn"),
+    "eta_cutoff": Setting(float, "the same, relative to the entropy"),
+    "guidance_scale": Setting(float, "guidance, 1 for off", least=1),
+    "max_length": Setting(int, "length with the prompt", least=1),
+    "max_new_tokens": Setting(int, "length without", least=1),
+    "max_time": Setting(float, "seconds"),
+    "min_length": Setting(int, "length with the prompt", least=0),
+    "min_new_tokens": Setting(int, "length without", least=0),
+    "min_p": Setting(float, "probability relative to the likeliest token"),
+    "no_repeat_ngram_size": Setting(int, "tokens that occur together once", least=0),
+    "num_return_sequences": Setting(int, "rows for each prompt", least=1),
+    "repetition_penalty": Setting(float, "divisor of logits"),
+    "temperature": Setting(float, "of the draw, 0 for none", least=0, divides=True),
+    "top_h": Setting(float, "share of the entropy"),
+    "top_k": Setting(int, "tokens that may be drawn", least=0),
+    "top_p": Setting(float, "probability of the tokens that may be drawn"),
+    "typical_p": Setting(float, "the same, the most typical first"),
+}
+
+
+class DiffusionGenerationConfig(LoopSettings, RuleSettings, GenerationConfig):
     r"""
     Settings of [`LLaDAGenerationMixin.generate`] and [`LLaDAGenerationMixin.infill`]: a
     [`~transformers.GenerationConfig`] with the fields of masked diffusion sampling (arXiv 2502.09992, Algorithms 4 and
@@ -43,169 +116,19 @@ class DiffusionGenerationConfig(GenerationConfig):
     Args:
         max_new_tokens (`int`, *optional*, defaults to 128):
             Number of masks put after the prompt.
-        initial_length (`int`, *optional*):
-            Number of masks to begin with. More are added until the model is sure that the text ends within them, but
-            not more than `max_new_tokens` in all (DAEDAL, arXiv 2508.00819, which begins with 64).
-        length_step (`int`, *optional*, defaults to 8):
-            How many masks are added at once.
-        length_threshold (`float`, *optional*, defaults to 0.5):
-            How sure that is: the mean probability of an end of text at the last `length_window` positions where it is
-            the likeliest token.
-        length_window (`int`, *optional*, defaults to 32):
-            How many positions these are. Missing ones count as 0.
-        expand_threshold (`float`, *optional*):
-            With `initial_length`: while a block is filled, the mask that the model is least sure of is replaced by
-            several if its confidence is below this, and what follows moves, as long as the model is not sure that the
-            text ends (DAEDAL, second stage, 0.1). At most one mask per step. No answer exceeds `max_new_tokens`.
-        expand_factor (`int`, *optional*, defaults to 8):
-            How many masks take the place of one.
-        expand_end_threshold (`float`, *optional*, defaults to 0.9):
-            How sure the model has to be that the text ends, measured as for `length_threshold`, an end that is already
-            committed counting as 1.
-        block_length (`int`, *optional*, defaults to 32):
-            Blocks of this many tokens are finished one after the other (semi-autoregressive remasking). A value of at
-            least `max_new_tokens` gives the pure diffusion of the paper, one block.
-        max_denoising_steps (`int`, *optional*):
-            Number of steps per block. One token per step if neither this nor `steps` is given.
-        steps (`int`, *optional*):
-            Number of steps in all, the paper's parameter, shared out over the blocks. The first blocks get one more
-            if it does not divide. Excludes `max_denoising_steps`.
-        remasking (`str`, *optional*, defaults to `"low_confidence"`):
-            Which predictions of a step are kept first: those with the highest probability, `"margin"` those with the
-            largest distance to the second token, `"entropy"` those with the lowest entropy, or `"random"` ones.
-            `"position_calibrated"` prefers positions near the start of the block and tokens that are rare in ordinary
-            text; `generate` is given their `token_frequencies` (PC-Sampler, arXiv 2508.13021).
-        position_decay (`float`, *optional*, defaults to 0.25):
-            How fast scores of `remasking="position_calibrated"` fall with the distance from the start of the block.
-        frequency_cap (`float`, *optional*, defaults to 10.0):
-            The largest of these scores at the start.
-        threshold (`float`, *optional*):
-            Keeps every prediction of a step whose confidence reaches this, and at least one (Fast-dLLM, arXiv
-            2505.22618), or the share of a step if `max_denoising_steps` or `steps` is given. 0.95 by default for
-            models with block-causal attention, where it must be exceeded (LLaDA2.0, arXiv 2512.15745).
-        factor (`float`, *optional*):
-            Instead of `threshold`: keeps the n best predictions, for the largest n with (n + 1)(1 - confidence of the
-            n-th) < `factor` (Fast-dLLM, Theorem 1, which proves 1.0).
-        factor_compat (`str`, *optional*):
-            `"fast_dllm"` counts as Fast-dLLM's code does, which keeps one more where that is the last of a block.
-        frechet_margin (`float`, *optional*):
-            Instead of `threshold`: keeps the n best predictions as long as the probability that all are right exceeds
-            that of the last one being wrong by this margin, both bounded by Fréchet (arXiv 2606.02955).
-        entropy_bound (`float`, *optional*):
-            Instead of `threshold`: keeps the best predictions as long as their entropies, without the largest, sum up
-            to at most this many nats (EB-Sampler, arXiv 2505.24857). Ranked by `remasking`.
-        low_threshold (`float`, *optional*):
-            With `threshold`: of every run of neighbouring masks the best prediction is kept, too, if it is surer than
-            this (hierarchical decoding, dInfer, arXiv 2510.08666).
-        threshold_relaxation (`float`, *optional*):
-            With `threshold`: lowers it by up to this share as the masks of the block are filled (Streaming-dLLM,
-            arXiv 2601.17917).
-        kl_threshold (`float`, *optional*):
-            With `threshold`: keeps only predictions whose distribution has moved by less than this many nats since the
-            step before, in each of the last `kl_history` steps, and the share of a step where there are none (KLASS,
-            arXiv 2511.05664).
-        kl_history (`int`, *optional*, defaults to 2):
-            Number of these steps.
-        verify_threshold (`float`, *optional*):
-            With a low `threshold`: takes back the tokens of the block that the model gives less probability than this
-            when they are hidden from it (WINO, arXiv 2507.18578). A forward pass computes the block twice.
-        exploration_steps (`int`, *optional*):
-            With `threshold`: number of steps that look how far the text is clear before that span is filled (SlowFast
-            sampling, arXiv 2506.10848; 6 in its code).
-        span_threshold (`float`, *optional*, defaults to 0.3):
-            Confidence up to which the text is clear in SlowFast sampling.
-        span_window (`int`, *optional*, defaults to 2):
-            Number of estimates of the span that are compared.
-        span_deviation (`float`, *optional*, defaults to 1.0):
-            Standard deviation of these estimates below which the span is found.
-        span_stops_early (`bool`, *optional*, defaults to `False`):
-            Whether exploring ends there, as in the paper, or takes all its steps, as in its code.
-        credit_weight (`float`, *optional*):
-            Raises the logits of what was the likeliest token of a position in earlier steps, by this times the
-            logarithm of one plus its credit (credit decoding, arXiv 2510.06133).
-        credit_exponent (`float`, *optional*, defaults to 0.2):
-            Power of the probability that the likeliest token gains as credit in a step.
-        credit_decay (`float`, *optional*, defaults to 0.8):
-            Share of the credit that is left after a step.
-        commit_gaps (`list[float]`, *optional*):
-            Keeps all predictions of a block once the mean distance between their two largest logits exceeds the bound
-            for the share of the block that is filled, e.g. `[7.5, 5.0, 2.5]` for thirds (Prophet, arXiv 2508.19982).
-        stable_steps (`int`, *optional*):
-            Keeps all predictions of a block once the likeliest tokens at its masks have not changed for so many steps
-            and their mean entropy is below `stable_entropy` (DiffusionGemma, 1).
-        stable_entropy (`float`, *optional*, defaults to 0.005):
-            That bound, in nats.
-        step_schedule (`str`, *optional*):
-            How a fixed number of steps shares out the masks. In equal parts by default; `"dream"`: by the time grid of
-            Dream (arXiv 2508.15487); `"bernoulli"`: by chance, each mask for itself with the probability of that grid.
-        remasking_temperature (`float`, *optional*):
-            Draws the positions to keep from the softmax of their scores at this temperature (`alg_temp` of Dream).
-        remask_threshold (`float`, *optional*):
-            With `threshold`, `factor`, `frechet_margin` or `entropy_bound`: takes back tokens of the current block
-            whose probability has fallen below this, fewer per step than it keeps.
-        editing_threshold (`float`, *optional*):
-            Replaces committed tokens of the current block by predictions that differ and are surer than this
-            (LLaDA2.1, arXiv 2602.08676). 0 replaces all that differ, `None` none. Needs `threshold`.
-        max_post_steps (`int`, *optional*, defaults to 16):
-            Steps that may follow in a block after its masks are filled, to edit.
-        kv_cache (`str`, *optional*):
-            What is not computed again in every step. `"prefix"`: what comes before the current block; `"dual"`: what
-            comes before and after (both arXiv 2505.22618, approximations that are refreshed with every block);
-            `"vicinity"`: what is farther away from it than `vicinity` positions (dInfer, arXiv 2510.08666);
-            `"delayed"`: tokens from the second step after they were committed, for one row (dKV-Cache, arXiv
-            2505.15781);
-            `"block"`: finished blocks of a model with block-causal attention, which is exact and its default.
-        vicinity (`int`, *optional*, defaults to 16):
-            Positions on either side of the block that `kv_cache="vicinity"` computes in every step.
-        cache_warmup (`int`, *optional*):
-            Steps at the beginning of a block that compute the whole canvas, with `kv_cache="vicinity"` (1 by default)
-            and `"delayed"` (2).
-        refresh_interval (`int`, *optional*):
-            Steps of a block after which these two compute the whole canvas again: never and 8 by default.
-        suffix_window (`int`, *optional*):
-            Leaves out what stands farther behind the current block than this many positions, except for the last one
-            of the canvas (Streaming-dLLM, arXiv 2601.17917). Goes with every cache but `"delayed"` and `"block"`.
-        confidence_dtype (`str`, *optional*):
-            `"float32"` or `"float64"`, the precision of confidences. float32 by default.
         do_sample (`bool`, *optional*, defaults to `False`):
             Whether tokens are drawn, by the Gumbel-max trick in float64, or the likeliest ones are taken.
         temperature (`float`, *optional*):
             Temperature of the draw. Given without `do_sample`, a positive value means `do_sample=True`, and 0 means
             `do_sample=False`, as in the authors' sampler. The confidence of a token is its probability before
             temperature, top-k and top-p.
-        cfg_scale (`float`, *optional*, defaults to 0.0):
-            Strength w of unsupervised classifier-free guidance (Eq. 16): logits of the model, plus w times their
-            difference to those with the given text masked. Doubles the rows of a forward pass. `guidance_scale`, with
-            1 for off as elsewhere in transformers, is understood as w + 1.
-        suppress_eos (`str`, *optional*):
-            What is done against ending too early: `"logits"` never proposes an end-of-text token, `"confidence"`
-            proposes it but commits it last, `"rising"` multiplies its confidence by a weight that rises from
-            `eos_weight` to 1 over the steps (arXiv 2509.23924).
-        eos_weight (`float`, *optional*, defaults to 0.4):
-            That weight in the first step.
-        eos_early_stop (`bool`, *optional*, defaults to `True`):
-            Whether a row is finished once an end-of-text token is committed and nothing before it is masked. What
-            follows is not computed. `generate` ends with the longest row of the batch, what follows in others reads
-            `pad_token_id`. `False` returns the whole canvas.
         eos_token_id (`int` or `list[int]`, *optional*):
             Ids that end the text. The first is the end of text, others, e.g. the end of a turn, may follow.
-        mask_token_id (`int`, *optional*):
-            Id of the mask token, `config.mask_token_id` of the model by default.
-        delete_token_id, split_token_id (`int`, *optional*):
-            Ids of the tokens by which LLaDA2.2 deletes a token and makes room before one, those of the model by
-            default. With `editing_threshold`, such proposals are carried out; they are never written.
-        rng_compat (`str`, *optional*):
-            `"llada"` reproduces the authors' sampler draw for draw: noise is drawn for the whole canvas, also where it
-            is not needed, a draw of the mask token itself leaves a position masked, which is an error at the end, and
-            `suppress_eos` acts as in the published code (see [`~llada.generation.proposals.ReferenceProposer`]). Needs
-            `eos_early_stop=False`.
-        output_trace (`bool`, *optional*):
-            Whether the output holds a [`~llada.generation.trace.Trace`] of every step. Implies
-            `return_dict_in_generate`.
         compile_config ([`~transformers.CompileConfig`], *optional*):
             Compiles the forward passes with these settings, unless `disable_compile=True`. The first call takes
             minutes on a large model; rows that are done stay in the batch. For `kv_cache` None, `"dual"` and
             `"block"`; with `"prefix"` the shapes change with every block.
+        {fields}
         kwargs (`dict[str, Any]`, *optional*):
             Fields of [`~transformers.GenerationConfig`]: `top_k`, `top_p`, `repetition_penalty`, `stop_strings`,
             `num_return_sequences`, `bad_words_ids`, ...
@@ -227,60 +150,8 @@ class DiffusionGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs):
         read_temperature(kwargs)
         switched_off = {name for name, value in kwargs.items() if value is None}
-        self.initial_length: int | None = kwargs.pop("initial_length", None)
-        self.length_step: int | None = kwargs.pop("length_step", None)
-        self.length_threshold: float | None = kwargs.pop("length_threshold", None)
-        self.length_window: int | None = kwargs.pop("length_window", None)
-        self.expand_threshold: float | None = kwargs.pop("expand_threshold", None)
-        self.expand_factor: int | None = kwargs.pop("expand_factor", None)
-        self.expand_end_threshold: float | None = kwargs.pop("expand_end_threshold", None)
-        self.block_length: int | None = kwargs.pop("block_length", None)
-        self.max_denoising_steps: int | None = kwargs.pop("max_denoising_steps", None)
-        self.steps: int | None = kwargs.pop("steps", None)
-        self.remasking: str | None = kwargs.pop("remasking", None)
-        self.position_decay: float | None = kwargs.pop("position_decay", None)
-        self.frequency_cap: float | None = kwargs.pop("frequency_cap", None)
-        self.threshold: float | None = kwargs.pop("threshold", None)
-        self.factor: float | None = kwargs.pop("factor", None)
-        self.factor_compat: str | None = kwargs.pop("factor_compat", None)
-        self.frechet_margin: float | None = kwargs.pop("frechet_margin", None)
-        self.entropy_bound: float | None = kwargs.pop("entropy_bound", None)
-        self.low_threshold: float | None = kwargs.pop("low_threshold", None)
-        self.threshold_relaxation: float | None = kwargs.pop("threshold_relaxation", None)
-        self.kl_threshold: float | None = kwargs.pop("kl_threshold", None)
-        self.kl_history: int | None = kwargs.pop("kl_history", None)
-        self.verify_threshold: float | None = kwargs.pop("verify_threshold", None)
-        self.exploration_steps: int | None = kwargs.pop("exploration_steps", None)
-        self.span_threshold: float | None = kwargs.pop("span_threshold", None)
-        self.span_window: int | None = kwargs.pop("span_window", None)
-        self.span_deviation: float | None = kwargs.pop("span_deviation", None)
-        self.span_stops_early: bool | None = kwargs.pop("span_stops_early", None)
-        self.credit_weight: float | None = kwargs.pop("credit_weight", None)
-        self.credit_exponent: float | None = kwargs.pop("credit_exponent", None)
-        self.credit_decay: float | None = kwargs.pop("credit_decay", None)
-        self.commit_gaps: list[float] | None = kwargs.pop("commit_gaps", None)
-        self.stable_steps: int | None = kwargs.pop("stable_steps", None)
-        self.stable_entropy: float | None = kwargs.pop("stable_entropy", None)
-        self.step_schedule: str | None = kwargs.pop("step_schedule", None)
-        self.remasking_temperature: float | None = kwargs.pop("remasking_temperature", None)
-        self.remask_threshold: float | None = kwargs.pop("remask_threshold", None)
-        self.editing_threshold: float | None = kwargs.pop("editing_threshold", None)
-        self.max_post_steps: int | None = kwargs.pop("max_post_steps", None)
-        self.kv_cache: str | None = kwargs.pop("kv_cache", None)
-        self.vicinity: int | None = kwargs.pop("vicinity", None)
-        self.cache_warmup: int | None = kwargs.pop("cache_warmup", None)
-        self.refresh_interval: int | None = kwargs.pop("refresh_interval", None)
-        self.suffix_window: int | None = kwargs.pop("suffix_window", None)
-        self.confidence_dtype: str | None = kwargs.pop("confidence_dtype", None)
-        self.cfg_scale: float | None = kwargs.pop("cfg_scale", None)
-        self.suppress_eos: str | None = kwargs.pop("suppress_eos", None)
-        self.eos_weight: float | None = kwargs.pop("eos_weight", None)
-        self.eos_early_stop: bool | None = kwargs.pop("eos_early_stop", None)
-        self.mask_token_id: int | None = kwargs.pop("mask_token_id", None)
-        self.delete_token_id: int | None = kwargs.pop("delete_token_id", None)
-        self.split_token_id: int | None = kwargs.pop("split_token_id", None)
-        self.rng_compat: str | None = kwargs.pop("rng_compat", None)
-        self.output_trace: bool | None = kwargs.pop("output_trace", None)
+        for name in SETTINGS:
+            setattr(self, name, kwargs.pop(name, None))
         if not kwargs.get("_from_model_config"):
             refuse_unknown(kwargs)
         super().__init__(**kwargs)
@@ -393,13 +264,6 @@ class DiffusionGenerationConfig(GenerationConfig):
         """`list[int]`: `delete_token_id` and `split_token_id`, as far as they are set."""
         return [token for token in (self.delete_token_id, self.split_token_id) if token is not None]
 
-    def rule_setting(self, name: str) -> Any:
-        """A finer setting of a rule, or its default."""
-        value, default = getattr(self, name), RULE_DEFAULTS[name]
-        if value is None:
-            value = default.get(self.kv_cache) if isinstance(default, dict) else default
-        return value
-
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """
         Checks every field and every combination that a config alone can decide.
@@ -413,7 +277,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         Raises:
             ValueError: With the field, its value and what to write instead.
         """
-        check_values(self)
+        for name, field in (SETTINGS | STOCK).items():
+            field.check(name, getattr(self, name))
         for pair in EXCLUSIVE:
             both = {name: getattr(self, name) for name in pair if getattr(self, name) is not None}
             # of the two lengths transformers lets `max_new_tokens` win
@@ -433,6 +298,22 @@ class DiffusionGenerationConfig(GenerationConfig):
         check_combinations(self)
         refuse_autoregressive(self)
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
+
+
+def _documented() -> str:
+    """The fields, as the docstring of the config has them."""
+    entries = []
+    for name, field in SETTINGS.items():
+        kind = "list[float]" if field.kind is list else field.kind.__name__
+        default = f", defaults to `{field.default!r}`" if field.default is not None else ""
+        text = textwrap.fill(field.help, 119, initial_indent=" " * 12, subsequent_indent=" " * 12)
+        entries.append(f"        {name} (`{kind}`, *optional*{default}):\n{text}")
+    return "\n".join(entries)
+
+
+DiffusionGenerationConfig.__doc__ = (DiffusionGenerationConfig.__doc__ or "").replace(
+    "        {fields}", _documented()
+)
 
 
 def read_temperature(values: dict[str, Any]) -> None:
@@ -494,6 +375,8 @@ __all__ = [
     "BLOCK_CAUSAL_DEFAULTS",
     "DEFAULTS",
     "EXCLUSIVE",
+    "SETTINGS",
+    "STOCK",
     "DiffusionGenerationConfig",
     "overlay",
     "read_temperature",

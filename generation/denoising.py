@@ -3,22 +3,39 @@
 from collections.abc import Sequence
 
 from .canvas import Canvas, Delta
-from .forwards import FullForward
-from .proposals import Proposer
+from .forwards.full import FullForward
+from .proposal import Proposal
+from .proposer import Proposer
 from .regions import Block, Region
-from .revision import Revision
-from .selection import Selector
+from .rules.revision import Revision
+from .rules.selection import Selector
 from .watchdog import Watchdog
 
 
 class Listener:
-    """Base of what follows the sampling: streamers, traces, stopping rules, rollouts."""
+    """
+    Base of what follows the sampling: streamers, traces, stopping rules, rollouts.
 
-    def on_step(self, canvas: Canvas, delta: Delta) -> None:
+    `on_step` and `on_block_end` may return a change of their own, such as [`~llada.generation.canvas.Canvas.ending`]
+    of some rows. It is carried out at once, before the next listener is told, and then all are told of it by
+    `on_change`.
+    """
+
+    def on_proposal(self, proposal: Proposal, canvas: Canvas, block: Block) -> None:
+        """
+        Called in every step before the canvas changes, with what the model said of the positions that may change:
+        their logits, tokens and confidences, and by [`~llada.generation.proposal.Proposal.entropy`] and `top` what
+        follows from them, without another forward pass. The logits are valid until the next step.
+        """
+
+    def on_step(self, canvas: Canvas, delta: Delta) -> Delta | None:
         """Called after every step, when the canvas has changed."""
 
-    def on_block_end(self, canvas: Canvas, block: Block) -> None:
+    def on_block_end(self, canvas: Canvas, block: Block) -> Delta | None:
         """Called when a block is finished."""
+
+    def on_change(self, canvas: Canvas, delta: Delta) -> None:
+        """Called after a change that a listener made."""
 
 
 def denoise(
@@ -77,9 +94,12 @@ def denoise(
                 propose.skip(canvas)
                 continue
             index = forward.index(canvas, wanted, counts)
+            canvas.chance.count(counts)
             # 1.b. and 1.c. logits, tokens, scores
             proposal = propose(forward(canvas, wanted, counts), canvas, index, eligible)
             # 1.d. positions to commit and to revise
+            for listener in listeners:
+                listener.on_proposal(proposal, canvas, block)
             committed = selector.select(proposal, canvas, block)
             positions, tokens = revision.revise(proposal, committed, canvas, block)
             delta = Delta(
@@ -87,19 +107,30 @@ def denoise(
                 block=block.index,
                 positions=positions,
                 tokens=tokens,
-                confidence=proposal.spread(proposal.confidence, 0.0).float(),
+                confidence=proposal.spread(proposal.confidence, 0.0).float().masked_fill(~positions, 0.0),
                 repeats=revision.repeats(proposal, positions, canvas, block),
             )
             watchdog.note(step, block, proposal, eligible, committed)
             # 1.e. the change
             canvas.apply(delta)
-            for listener in listeners:
-                listener.on_step(canvas, delta)
+            _tell(listeners, canvas, "on_step", delta)
             step += 1
-        for listener in listeners:
-            listener.on_block_end(canvas, block)
+        _tell(listeners, canvas, "on_block_end", block)
     # 2. nothing is left
     watchdog.finish(canvas)
+
+
+def _tell(listeners: Sequence[Listener], canvas: Canvas, event: str, about: Delta | Block) -> None:
+    """Tells all listeners of an event, in their order, and carries out what they change."""
+    changes = []
+    for listener in listeners:
+        change = getattr(listener, event)(canvas, about)
+        if change is not None:
+            canvas.apply(change)
+            changes.append(change)
+    for change in changes:
+        for listener in listeners:
+            listener.on_change(canvas, change)
 
 
 __all__ = ["Listener", "denoise"]

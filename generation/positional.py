@@ -44,6 +44,47 @@ WARPERS = (
 CONTEXT_FREE = (InfNanRemoveLogitsProcessor, LogitNormalization, SuppressTokensLogitsProcessor)
 
 
+class CanvasLogitsProcessor(LogitsProcessor):
+    """
+    Base of processors that know the canvas: the position of each row of logits, and the text on both of its sides.
+    Pass it to `generate` or `infill` in `logits_processor` like any other.
+
+    Example:
+
+    ```python
+    >>> class Palindrome(CanvasLogitsProcessor):
+    ...     def process(self, logits, canvas, index):
+    ...         rows, length = index // canvas.tokens.shape[1], canvas.tokens.shape[1]
+    ...         mirrored = canvas.tokens[rows, length - 1 - index % length]
+    ...         known = mirrored != canvas.mask_token_id
+    ...         wanted = torch.nn.functional.one_hot(mirrored, logits.shape[1]).bool()
+    ...         return logits.masked_fill(known.unsqueeze(1) & ~wanted, -torch.inf)
+    ```
+    """
+
+    def process(self, logits: torch.Tensor, canvas: Canvas, index: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            logits (`torch.FloatTensor` of shape `(positions, vocab_size)`):
+                Logits of the positions that may change.
+            canvas ([`Canvas`]):
+                The canvas they were computed from, masks included. Not to be changed.
+            index (`torch.LongTensor` of shape `(positions,)`):
+                Where they are, counted through the canvas row by row: the row is `index // length`, the position
+                `index % length`, padding included.
+
+        Returns:
+            `torch.FloatTensor` of the shape of `logits`, minus infinity where a token may not stand.
+        """
+        raise NotImplementedError
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        raise ValueError(
+            f"{type(self).__name__} looks at both sides of a position, and this caller knows one; pass it to "
+            "`generate` or `infill` of a LLaDA."
+        )
+
+
 class PositionalProcessors:
     """
     Applies logits processors to the logits of many positions.
@@ -80,7 +121,9 @@ class PositionalProcessors:
         """
         for number in self.constraints:
             processor = next(iter(self.processors.values()))[number]
-            if isinstance(processor, CONTEXT_FREE):
+            if isinstance(processor, CanvasLogitsProcessor):
+                logits = processor.process(logits, canvas, index)
+            elif isinstance(processor, CONTEXT_FREE):
                 logits = processor(canvas.tokens, logits)
             else:
                 logits = self._by_position(number, logits, canvas, index)
@@ -133,4 +176,4 @@ def first_stop(
     return None
 
 
-__all__ = ["PositionalProcessors", "first_stop"]
+__all__ = ["CanvasLogitsProcessor", "PositionalProcessors", "first_stop"]

@@ -1,6 +1,12 @@
 """How sure the model is of each token it proposes. Higher is committed earlier."""
 
+import math
+
 import torch
+
+from .canvas import Canvas
+from .proposal import Proposal
+from .regions import Block
 
 
 # columns of the vocabulary that are compared at once; divides the vocabularies of all published models
@@ -97,30 +103,72 @@ def entropy(logits: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.T
     return torch.special.entr(logits.to(dtype).softmax(1)).sum(1)
 
 
-def calibrated(
-    probability: torch.Tensor, frequency: torch.Tensor, offset: torch.Tensor, decay: float, cap: float
-) -> torch.Tensor:
+class Score:
     """
-    The probability of a token times its surprise in ordinary text, so that frequent tokens are not preferred for being
-    easy, falling with the distance from the start of the block (PC-Sampler, arXiv 2508.13021, Eq. 5-7).
-
-    Args:
-        probability (`torch.FloatTensor` of shape `(positions,)`):
-            The probabilities of the proposed tokens.
-        frequency (`torch.FloatTensor` of shape `(positions,)`):
-            How frequent these tokens are in ordinary text, from 0 to 1.
-        offset (`torch.LongTensor` of shape `(positions,)`):
-            Distance of the positions from the start of the block.
-        decay (`float`):
-            How fast scores fall with that distance.
-        cap (`float`):
-            Largest score before they fall.
-
-    Returns:
-        `torch.DoubleTensor` of shape `(positions,)`.
+    Base of the scores that proposals are ranked by. Of the positions that may be committed, the highest come first.
     """
-    surprise = -frequency.double().log() * probability.double()
-    return surprise.nan_to_num(nan=0.0, posinf=cap).clamp(max=cap) * (-decay * offset.double()).exp()
+
+    def begin(self, canvas: Canvas, block: Block) -> None:
+        """Called before the first step of a block."""
+
+    def spread(self, vocab_size: int) -> float:
+        """How far scores can lie apart."""
+        return 1.0
+
+    def __call__(self, proposal: Proposal, canvas: Canvas) -> torch.Tensor:
+        """
+        Args:
+            proposal ([`~llada.generation.proposal.Proposal`]):
+                Tokens, logits and confidences. Its `scores` are not known yet.
+            canvas ([`~llada.generation.canvas.Canvas`]):
+                The canvas.
+
+        Returns:
+            `torch.FloatTensor` of shape `(positions,)`.
+        """
+        raise NotImplementedError
 
 
-__all__ = ["calibrated", "confidence", "divergence", "entropy", "likeliest", "margin"]
+class LowConfidence(Score):
+    """The probability of the token (low-confidence remasking, arXiv 2502.09992, Algorithm 5)."""
+
+    def __call__(self, proposal: Proposal, canvas: Canvas) -> torch.Tensor:
+        return proposal.confidence
+
+
+class Margin(Score):
+    """The distance to the second token (Dream, arXiv 2508.15487)."""
+
+    def __call__(self, proposal: Proposal, canvas: Canvas) -> torch.Tensor:
+        return margin(proposal.logits, proposal.confidence.dtype)
+
+
+class Entropy(Score):
+    """The entropy, low before high (Dream, arXiv 2508.15487)."""
+
+    def spread(self, vocab_size: int) -> float:
+        return math.log(vocab_size)
+
+    def __call__(self, proposal: Proposal, canvas: Canvas) -> torch.Tensor:
+        return -entropy(proposal.logits, proposal.confidence.dtype)
+
+
+class Random(Score):
+    """Chance (random remasking, arXiv 2502.09992, Algorithm 4)."""
+
+    def __call__(self, proposal: Proposal, canvas: Canvas) -> torch.Tensor:
+        return canvas.chance.at(proposal.index)
+
+
+__all__ = [
+    "Entropy",
+    "LowConfidence",
+    "Margin",
+    "Random",
+    "Score",
+    "confidence",
+    "divergence",
+    "entropy",
+    "likeliest",
+    "margin",
+]

@@ -3,7 +3,7 @@
 import torch
 
 from .canvas import Canvas
-from .proposals import Proposal
+from .proposal import Proposal
 from .regions import Block
 
 

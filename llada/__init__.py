@@ -34,9 +34,9 @@ from .modeling_llada.modeling_llada import (
 
 
 if TYPE_CHECKING:
+    from .generation.listeners.terminal import TerminalStreamer
+    from .generation.listeners.trace import Trace
     from .generation.presets import preset
-    from .generation.terminal import TerminalStreamer
-    from .generation.trace import Trace
     from .trainers.data_collator import DataCollatorForMaskedDiffusion
     from .trainers.pre_trainer import LLaDAPreTrainer
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
@@ -75,8 +75,8 @@ _LAZY = {
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",
     "LLaDASFTTrainer": ".trainers.sft_trainer",
-    "TerminalStreamer": ".generation.terminal",
-    "Trace": ".generation.trace",
+    "TerminalStreamer": ".generation.listeners.terminal",
+    "Trace": ".generation.listeners.trace",
     "preset": ".generation.presets",
 }
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})

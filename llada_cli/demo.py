@@ -133,7 +133,7 @@ def show_answers(
     from transformers import pipeline
 
     from llada.evaluation.reversal import answer
-    from llada.generation.terminal import TerminalStreamer
+    from llada.generation.listeners.terminal import TerminalStreamer
 
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     print("\nReloaded with AutoModelForMaskedLM.from_pretrained, asked through pipeline():")

@@ -66,8 +66,8 @@ def load(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenize
 
     from transformers import set_seed
 
+    from llada.generation.listeners.terminal import TerminalStreamer
     from llada.generation.presets import preset
-    from llada.generation.terminal import TerminalStreamer
 
     if args.preset:
         settings = {"generation_config": preset(args.preset, **settings)}

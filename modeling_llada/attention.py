@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from ..generation.canvas_cache import CanvasCache
+from ..generation.forwards.canvas_cache import CanvasCache
 from .configuration_base import MaskedDiffusionConfig
 from .kept_positions import take_positions
 

@@ -10,7 +10,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 
 if TYPE_CHECKING:
-    from ..generation.canvas_cache import CanvasCache
+    from ..generation.forwards.canvas_cache import CanvasCache
 
 
 def default_positions(
@@ -73,7 +73,7 @@ def expand_attention_mask(
         block_length (`int`, *optional*):
             Length of the blocks of block-causal attention, if it is wanted. A 3-D or 4-D mask says what is visible
             by itself.
-        cache ([`~llada.generation.canvas_cache.CanvasCache`], *optional*):
+        cache ([`~llada.generation.forwards.canvas_cache.CanvasCache`], *optional*):
             Keys and values of the canvas that the input is a part of.
 
     Returns:

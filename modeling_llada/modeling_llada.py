@@ -23,8 +23,8 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..generation.canvas import true_first
-from ..generation.canvas_cache import CanvasCache
 from ..generation.configuration_diffusion import DiffusionGenerationConfig
+from ..generation.forwards.canvas_cache import CanvasCache
 from ..generation.mixin import LLaDAGenerationMixin
 from .adapters import PublishedAdaptersMixin
 from .attention import LLaDAAttention, LLaDARMSNorm, LLaDARotaryEmbedding
@@ -237,7 +237,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
             block_length (`int`, *optional*):
                 Makes attention block-causal: blocks of this many positions, counted from position 0, see themselves
                 and the blocks before them. `config.block_size` if not given; 0 for full attention.
-            past_key_values ([`~llada.generation.canvas_cache.CanvasCache`], *optional*):
+            past_key_values ([`~llada.generation.forwards.canvas_cache.CanvasCache`], *optional*):
                 Keys and values of a longer canvas, of which the input is the part at `cache_position`. A 2-D
                 `attention_mask` is one for the canvas then.
             cache_position (`torch.LongTensor` of shape `(length,)`, *optional*):

@@ -5,7 +5,7 @@ import statistics
 
 import torch
 
-from llada.generation.canvas_cache import CanvasCache
+from llada.generation.forwards.canvas_cache import CanvasCache
 
 
 __all__ = ["NaiveSampler"]

@@ -4,6 +4,8 @@ import pytest
 from demo_checkpoint import DEMO_FOLDER, load_demo
 from transformers import pipeline
 
+from llada.generation.arguments import merge_settings
+
 
 MODEL, TOKENIZER, FACTS = load_demo()
 
@@ -33,13 +35,12 @@ def test_text_is_continued(generate) -> None:
 def test_settings_of_the_checkpoint_are_used(generate, monkeypatch: pytest.MonkeyPatch) -> None:
     # the pipeline would draw 256 tokens at a temperature of 0.7 if the checkpoint said nothing
     configs = []
-    merge = type(MODEL)._merge_settings
 
-    def record(self, generation_config, kwargs):
-        configs.append(merge(self, generation_config, kwargs))
+    def record(*args):
+        configs.append(merge_settings(*args))
         return configs[-1]
 
-    monkeypatch.setattr(type(MODEL), "_merge_settings", record)
+    monkeypatch.setattr("llada.generation.arguments.merge_settings", record)
     generate("Who is ")
 
     (config,) = configs

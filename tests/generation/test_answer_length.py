@@ -5,7 +5,7 @@ import torch
 from scripted_model import EOS, MASK, ScriptedModel
 from tiny_models import peaked_llada, tiny_llada
 
-from llada.generation.answer_length import end_confidence
+from llada.generation.rules.daedal import end_confidence
 
 
 def naive_length(

@@ -17,8 +17,8 @@ from tiny_models import tiny_llada, tiny_llada2_moe
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from llada.generation import preset
+from llada.generation.configuration_diffusion import SETTINGS, STOCK
 from llada.generation.presets import PRESETS
-from llada.generation.validity import AT_LEAST_1, COUNTS, NOT_NEGATIVE, NUMBERS, PROBABILITIES
 
 
 EXAMPLES = {"quick": 100, "thorough": 10_000}[os.environ.get("HYPOTHESIS_PROFILE", "quick")]
@@ -37,8 +37,9 @@ counts = st.one_of(
     st.integers(1, 6), st.integers(-2, 40), st.sampled_from([2**16, 2**31 - 1, 2**31, 10**30, 1.5, True])
 )
 tokens = st.one_of(st.integers(0, SIZE - 1), st.sampled_from([-1, SIZE, 10**9]))
-values = {name: floats for name in (*NUMBERS, *PROBABILITIES, *NOT_NEGATIVE, *AT_LEAST_1)}
-values |= {name: counts for name in COUNTS}
+fields = SETTINGS | STOCK
+values = {name: floats for name, field in fields.items() if field.kind is float}
+values |= {name: counts for name, field in fields.items() if field.kind is int and not name.endswith("_id")}
 values |= {
     "max_post_steps": st.one_of(st.integers(-1, 20), st.just(10**9)),
     "max_new_tokens": st.one_of(st.integers(1, 9), st.integers(-1, 99), st.sampled_from([10**9, 10**30])),
@@ -97,7 +98,7 @@ def any_settings(draw):
     for name in sorted(names):
         value = values[name]
         if modest and value is floats:
-            value = st.floats(1, 3) if name in AT_LEAST_1 else st.floats(0, 1)
+            value = st.floats(1, 3) if fields[name].least == 1 else st.floats(0, 1)
         elif modest and value is counts:
             value = st.integers(1, 6)
         chosen[name] = draw(value)

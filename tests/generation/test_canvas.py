@@ -5,8 +5,9 @@ import torch
 
 from llada.generation.canvas import Canvas, Delta, true_first
 from llada.generation.regions import Region
+from llada.generation.rules.quota import QuotaSelector, schedule_steps, share_out
+from llada.generation.rules.selection import StepPlan, best
 from llada.generation.scores import confidence
-from llada.generation.selection import QuotaSelector, StepPlan, best, schedule_steps, share_out
 
 
 MASK = 9
@@ -48,7 +49,7 @@ class TestCanvas:
 
     def test_a_finished_row_is_filled_and_leaves(self):
         canvas = Canvas.after_prompt(torch.tensor([[1], [2]]), 3, MASK)
-        canvas.finish(torch.tensor([True, False]), torch.tensor([2, 0]), fill=0)
+        canvas.apply(canvas.ending(torch.tensor([True, False]), torch.tensor([2, 0]), fill=0))
         assert canvas.tokens.tolist() == [[1, MASK, 0, 0], [2, MASK, MASK, MASK]]
         assert canvas.masked.tolist() == [[False, True, False, False], [False, True, True, True]]
         assert canvas.finished.tolist() == [True, False]

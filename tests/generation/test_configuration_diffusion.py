@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from llada import DiffusionGenerationConfig, LLaDA2MoeModelLM, LLaDAConfig
 from llada.generation import preset
+from llada.generation.arguments import read_arguments
 from llada.generation.presets import PRESETS
 
 
@@ -119,18 +120,18 @@ def test_none_in_a_config_switches_off(switch_off, tmp_path):
         config = switch_off()
     for passed, stored in ((config, model.generation_config), (None, config)):
         model.generation_config = stored
-        merged, _ = model._read_arguments(torch.tensor([[1, 2]]), passed, {})
+        merged, _ = read_arguments(model, torch.tensor([[1, 2]]), passed, {})
         assert merged.threshold is merged.kv_cache is None
     # also where it is read again and completed
     model.save_pretrained(tmp_path)
     loaded = LLaDA2MoeModelLM.from_pretrained(tmp_path)
     assert loaded.generation_config.threshold is loaded.generation_config.kv_cache is None
-    merged, _ = loaded._read_arguments(torch.tensor([[1, 2]]), None, {"threshold": 0.5})
+    merged, _ = read_arguments(loaded, torch.tensor([[1, 2]]), None, {"threshold": 0.5})
     assert (merged.threshold, merged.kv_cache) == (0.5, None)
 
 
 def test_none_in_a_config_of_transformers_is_what_nobody_set():
-    merged, _ = tiny_llada2_moe()._read_arguments(torch.tensor([[1, 2]]), GenerationConfig(max_new_tokens=8), {})
+    merged, _ = read_arguments(tiny_llada2_moe(), torch.tensor([[1, 2]]), GenerationConfig(max_new_tokens=8), {})
     assert (merged.max_new_tokens, merged.threshold, merged.kv_cache) == (8, 0.95, "block")
 
 
@@ -139,7 +140,7 @@ def test_use_cache_says_whether_there_is_one():
     tokens = torch.tensor([[1, 2]])
 
     def kv_cache(*args):
-        return model._read_arguments(tokens, *args)[0].kv_cache
+        return read_arguments(model, tokens, *args)[0].kv_cache
 
     assert kv_cache(None, {"use_cache": True}) == "block"
     assert kv_cache(None, {"use_cache": False}) is None
@@ -226,13 +227,13 @@ class TestPreset:
         assert (config.cfg_scale, config.guidance) == (None, 1.0)
         config = preset("eb", temperature=0)
         assert (config.do_sample, config.temperature) == (False, None)
-        merged, _ = tiny_llada()._read_arguments(torch.tensor([[1, 2]]), preset("llada", max_length=12), {})
+        merged, _ = read_arguments(tiny_llada(), torch.tensor([[1, 2]]), preset("llada", max_length=12), {})
         assert (merged.max_new_tokens, merged.max_length) == (None, 12)
 
     def test_leaves_tokens_and_stopping_to_the_checkpoint(self):
         model = tiny_llada()
         model.generation_config.update(eos_token_id=[42, 7], max_time=60.0, max_new_tokens=9)
-        merged, _ = model._read_arguments(torch.tensor([[1, 2]]), preset("hierarchical"), {})
+        merged, _ = read_arguments(model, torch.tensor([[1, 2]]), preset("hierarchical"), {})
         assert (merged.eos_token_id, merged.max_time, merged.max_new_tokens) == ([42, 7], 60.0, 9)
 
     def test_refusals(self):

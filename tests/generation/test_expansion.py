@@ -12,6 +12,7 @@ from benchmarks.counters import DispatchCounter
 from llada import DiffusionGenerationConfig
 from llada.generation import Canvas, Delta, Trace, preset
 from llada.generation.regions import Region
+from llada.generation.rules.daedal import MaskInsertion
 
 
 SETTINGS = {
@@ -145,7 +146,9 @@ def test_properties(name):
             assert len(set(event.inserted)) <= 1 and len(event.inserted) < settings["expand_factor"]
             assert len(after) == len(before) + len(event.inserted)
             for position in event.inserted:
-                assert after[position] == 40 and position not in event.positions
+                # an end of text in the same step fills the room that was made: the last frame is the output
+                assert after[position] == (40 if event.end is None else event.fill)
+                assert position not in event.positions
             grown += len(event.inserted)
         # and the trace says what stands where
         assert len(trace.final) == len(trace.step_of) == len(trace.confidence) <= len(frames[-1])
@@ -305,7 +308,8 @@ def test_the_preset_has_both_stages_and_comes_back_from_its_file(tmp_path):
     names = ("expand_threshold", "expand_factor", "expand_end_threshold", "length_window", "block_length", "threshold")
     assert [getattr(loaded, name) for name in names] == [0.1, 8, 0.9, 32, 32, 0.9]
     unset = DiffusionGenerationConfig(expand_threshold=0.1)
-    assert (unset.rule_setting("expand_factor"), unset.rule_setting("expand_end_threshold")) == (8, 0.9)
+    finer = [MaskInsertion.get(unset, name) for name in ("expand_factor", "expand_end_threshold")]
+    assert finer == [8, 0.9]
 
 
 def test_the_preset_token_for_token():

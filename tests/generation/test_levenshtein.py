@@ -7,10 +7,10 @@ from scripted_model import EOS, MASK, ScriptedModel
 from llada import DiffusionGenerationConfig
 from llada.generation import preset
 from llada.generation.canvas import Canvas
-from llada.generation.levenshtein import LevenshteinEditing
-from llada.generation.proposals import Proposal
+from llada.generation.proposal import Proposal
 from llada.generation.regions import Region
-from llada.generation.revision import TokenEditing
+from llada.generation.rules.editing import TokenEditing
+from llada.generation.rules.levenshtein import LevenshteinEditing
 
 
 DELETE, SPLIT = 26, 27
@@ -118,7 +118,7 @@ class TestGenerate:
     @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize("block_length", [4, 8])
     def test_it_ends_without_masks_or_control_tokens(self, seed, block_length, monkeypatch):
-        monkeypatch.setattr("llada.generation.levenshtein.MAX_STEPS_PER_BLOCK", 40)
+        monkeypatch.setattr("llada.generation.rules.levenshtein.MAX_STEPS_PER_BLOCK", 40)
         generator = torch.Generator().manual_seed(seed)
         table = torch.randn(64, 32, 32, generator=generator) * 2
         table[..., DELETE] += 2.5
@@ -141,7 +141,7 @@ class TestGenerate:
             assert torch.equal(model.generate(prompt[row : row + 1], config)[0], output.sequences[row])
 
     def test_a_block_that_never_settles_is_filled_in_the_end(self, monkeypatch):
-        monkeypatch.setattr("llada.generation.levenshtein.MAX_STEPS_PER_BLOCK", 20)
+        monkeypatch.setattr("llada.generation.rules.levenshtein.MAX_STEPS_PER_BLOCK", 20)
 
         def script(canvas):
             logits = torch.zeros(*canvas.shape, 32)

@@ -10,7 +10,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from llada import LLaDA2MoeModelLM
 from llada.generation import preset
-from llada.generation.canvas_cache import CanvasCache
+from llada.generation.forwards.canvas_cache import CanvasCache
 
 
 CASES = json.loads((FIXTURES / "llada2_moe" / "cases.json").read_text(encoding="utf-8"))

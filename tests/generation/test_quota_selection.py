@@ -5,7 +5,7 @@ import torch
 from scripted_model import EOS, ScriptedModel
 from tiny_models import peaked_llada
 
-from llada.generation.quota_selection import dream_shares, reveal_probabilities
+from llada.generation.rules.dream import dream_shares, reveal_probabilities
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,11 @@ import torch
 from tiny_models import peaked_llada, tiny_llada
 
 from llada.generation.canvas import Canvas
-from llada.generation.proposals import Proposal
-from llada.generation.ranked_selection import (
-    EntropyBoundSelector,
-    FactorSelector,
-    FrechetSelector,
-    ReferenceFactorSelector,
-)
+from llada.generation.proposal import Proposal
 from llada.generation.regions import Region
+from llada.generation.rules.entropy_bound import EntropyBoundSelector
+from llada.generation.rules.factor import FactorSelector, ReferenceFactorSelector
+from llada.generation.rules.frechet import FrechetSelector
 
 
 def committed(selector, confidences: list[float], entropies: list[float] | None = None) -> int:

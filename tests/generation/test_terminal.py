@@ -9,7 +9,7 @@ import torch
 from demo_checkpoint import load_demo
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from llada.generation.terminal import DRAFT, MASKED, NEW, PLAIN, TerminalStreamer
+from llada.generation.listeners.terminal import DRAFT, MASKED, NEW, PLAIN, TerminalStreamer
 
 
 class Terminal(io.StringIO):

@@ -1,27 +1,19 @@
 """Settings that cannot work together are refused when the config is built, and say what to write instead."""
 
+import json
+from itertools import combinations, product
+
 import pytest
 import torch
+from installed_wheel import ROOT
 from tiny_models import tiny_llada
 
 from llada import DiffusionGenerationConfig
-from llada.generation.validity import (
-    AT_LEAST_1,
-    CACHE_SETTINGS,
-    CONFLICTS,
-    COUNTS,
-    DIVISORS,
-    EARLY_COMMITS,
-    NEEDS,
-    NOT_IN_THE_REFERENCE,
-    NOT_NEGATIVE,
-    NUMBERS,
-    PROBABILITIES,
-    REFINEMENTS,
-    REVISIONS,
-    SELECTIONS,
-    VALUE_NEEDS,
-)
+from llada.generation.arguments import read_arguments
+from llada.generation.configuration_diffusion import SETTINGS, STOCK
+from llada.generation.rule import Rule
+from llada.generation.rules import RULES
+from llada.generation.traits import CONFLICTS, TRAITS
 
 
 # a value that every setting may have
@@ -54,7 +46,14 @@ def settings_of(*names, **values):
     return {name: VALUES.get(name, 0.5) for name in names} | values
 
 
-@pytest.mark.parametrize("group", [SELECTIONS, REFINEMENTS, REVISIONS, EARLY_COMMITS])
+GROUPS = {question: [] for rule in RULES for question in rule.decides}
+for rule in RULES:
+    for question in rule.decides:
+        if rule.switches[0] not in GROUPS[question]:
+            GROUPS[question].append(rule.switches[0])
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 def test_one_of_a_group(group):
     for first in group:
         DiffusionGenerationConfig(**settings_of(first))
@@ -64,20 +63,128 @@ def test_one_of_a_group(group):
                     DiffusionGenerationConfig(**settings_of(first, second))
 
 
-@pytest.mark.parametrize("conflict", CONFLICTS, ids=lambda conflict: "-".join(name for name, _ in conflict))
-def test_conflicts(conflict):
-    (first, first_values), (second, second_values) = conflict
-    for one in first_values or settings_of(first).values():
-        DiffusionGenerationConfig(**{first: one})
-        for other in second_values or settings_of(second).values():
-            with pytest.raises(ValueError, match="cannot work together: \\w+"):
-                DiffusionGenerationConfig(**{first: one, second: other})
+def test_the_groups():
+    assert GROUPS == {
+        "how many predictions a step keeps": ["threshold", "factor", "frechet_margin", "entropy_bound"],
+        "how a threshold is used": [
+            "low_threshold",
+            "threshold_relaxation",
+            "kl_threshold",
+            "verify_threshold",
+            "exploration_steps",
+        ],
+        "what becomes of kept predictions": ["verify_threshold", "remask_threshold", "editing_threshold"],
+        "when the rest of a block is kept": ["commit_gaps", "stable_steps"],
+        "how many masks there are": ["initial_length"],
+    }
 
 
-@pytest.mark.parametrize("name", NOT_IN_THE_REFERENCE)
+# every pair of settings that has been refused, written down before rules had traits
+REFUSED = json.loads((ROOT / "tests" / "fixtures" / "refused_settings.json").read_text(encoding="utf-8"))
+
+
+def refused(*cells):
+    try:
+        DiffusionGenerationConfig(**dict(cells))
+    except ValueError:
+        return True
+    return False
+
+
+def test_traits_refuse_the_pairs_that_were_refused():
+    cells = [(name, value) for name, values in REFUSED["values"].items() for value in values]
+    pairs = {
+        (f"{first}={value}", f"{second}={other}")
+        for (first, value), (second, other) in combinations(cells, 2)
+        if first != second and refused((first, value), (second, other))
+    }
+    # what has no threshold without a threshold was told so only when the config was complete
+    need_a_threshold = {(name, "rng_compat") for name in GROUPS["how a threshold is used"]}
+    need_a_threshold.add(("editing_threshold", "rng_compat"))
+    before = {tuple(pair) for pair in REFUSED["pairs"]}
+    assert before <= pairs
+    newly = {tuple(sorted(cell.split("=")[0] for cell in pair)) for pair in pairs - before}
+    assert newly == {tuple(sorted(pair)) for pair in need_a_threshold}
+
+
+@pytest.mark.parametrize("traits", CONFLICTS, ids="-".join)
+def test_conflicts(traits):
+    """Every sentence is said of two rules, names both settings, and gives its reason."""
+    found = []
+    for first, second in product(RULES, RULES):
+        if traits[0] in first.traits and traits[1] in second.traits and first is not second:
+            one, other = first.switches[0], second.switches[0]
+            if one == other or set(first.decides) & set(second.decides):
+                continue
+            cells = settings_of(one, other)
+            cells |= {one: first.value} if first.value else {}
+            cells |= {other: second.value} if second.value else {}
+            with pytest.raises(ValueError, match="cannot work together: \\w+") as error:
+                DiffusionGenerationConfig(**cells)
+            assert f"`{one}=" in str(error.value) and f"`{other}=" in str(error.value)
+            found.append(CONFLICTS[traits] in str(error.value))
+    assert any(found)
+
+
+def test_traits_are_known_and_used():
+    used = {trait for rule in RULES for trait in rule.traits}
+    assert used == set(TRAITS)
+    assert {trait for pair in CONFLICTS for trait in pair} <= used
+    with pytest.raises(TypeError, match=r"Odd has traits that nobody knows: \['is_odd'\]"):
+        type("Odd", (Rule,), {"traits": frozenset({"is_odd"})})
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(rule.switches[0] for rule in RULES if not rule.in_reference))
 def test_the_reference_has_no_other_rules(name):
+    values = settings_of(name)
+    if name in ("remasking", "suppress_eos"):
+        values[name] = {"remasking": "margin", "suppress_eos": "rising"}[name]
     with pytest.raises(ValueError, match=f"has no cache, no threshold and no other rule; leave out `{name}`"):
-        DiffusionGenerationConfig(rng_compat="llada", **settings_of(name))
+        DiffusionGenerationConfig(rng_compat="llada", **values)
+
+
+# finer settings, and the rules that have them
+FINER = {}
+for rule in RULES:
+    for name, field in rule.fields.declared().items():
+        if name not in rule.switches and not field.alone:
+            FINER.setdefault(name, rule)
+NEEDS = {name: rule.switches[0] for name, rule in FINER.items() if rule.value is None}
+NEEDS |= {rule.switches[0]: rule.needs or rule.refines for rule in RULES if (rule.needs or rule.refines)}
+del NEEDS["editing_threshold"]
+NEEDS["editing_threshold"] = "threshold"
+CACHE_SETTINGS = [name for name, rule in FINER.items() if rule.noun == "cache"]
+VALUE_NEEDS = [
+    (name, rule.switches[0], rule.value) for name, rule in FINER.items() if rule.value is not None and not rule.noun
+]
+
+
+def test_what_refines_what():
+    assert set(NEEDS) == {
+        "credit_decay",
+        "credit_exponent",
+        "editing_threshold",
+        "expand_end_threshold",
+        "expand_factor",
+        "expand_threshold",
+        "exploration_steps",
+        "factor_compat",
+        "kl_history",
+        "kl_threshold",
+        "length_step",
+        "length_threshold",
+        "length_window",
+        "low_threshold",
+        "span_deviation",
+        "span_stops_early",
+        "span_threshold",
+        "span_window",
+        "stable_entropy",
+        "threshold_relaxation",
+        "verify_threshold",
+    }
+    assert sorted(CACHE_SETTINGS) == ["cache_warmup", "refresh_interval", "vicinity"]
+    assert sorted(name for name, _, _ in VALUE_NEEDS) == ["eos_weight", "frequency_cap", "position_decay"]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +214,11 @@ def test_values(settings, message):
         DiffusionGenerationConfig(**settings)
 
 
+NUMBERS = {name: field for name, field in (SETTINGS | STOCK).items() if field.kind in (int, float)}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, 10**400, "0.5", True, [0.5]])
-@pytest.mark.parametrize("name", [*NUMBERS, *PROBABILITIES, *NOT_NEGATIVE, *AT_LEAST_1])
+@pytest.mark.parametrize("name", [name for name, field in NUMBERS.items() if field.kind is float])
 def test_numbers_are_finite(name, value):
     # 1e39 is finite, but not in the precision that logits have
     with pytest.raises(ValueError, match=f"`{name}` must be a finite number that float32 holds, but is"):
@@ -120,7 +230,7 @@ def test_generate_asks_for_finite_numbers_too():
         tiny_llada().generate(torch.tensor([[1]]), cfg_scale=float("nan"))
 
 
-@pytest.mark.parametrize("name", DIVISORS)
+@pytest.mark.parametrize("name", [name for name, field in NUMBERS.items() if field.divides])
 def test_what_is_divided_by_is_not_too_small(name):
     DiffusionGenerationConfig(**{name: 0.0})
     with pytest.raises(ValueError, match=f"`{name}` must be 0, which is off, or at least 1.17"):
@@ -135,7 +245,7 @@ def test_gaps_are_finite():
             DiffusionGenerationConfig(commit_gaps=[7.5, gap])
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [name for name, field in NUMBERS.items() if field.kind is int])
 def test_counts_fit(name):
     most = 1000 if name == "max_post_steps" else 2**31 - 1
     with pytest.raises(ValueError, match=f"`{name}` must be at most {most}, but is {most + 1}"):
@@ -195,7 +305,7 @@ def test_what_a_setting_needs_may_come_from_the_model(settings, message):
 def test_one_selection_replaces_that_of_a_weaker_source():
     model = tiny_llada()
     model.generation_config.threshold = 0.5
-    config, _ = model._read_arguments(torch.tensor([[1, 2, 3]]), None, {"factor": 1.0})
+    config, _ = read_arguments(model, torch.tensor([[1, 2, 3]]), None, {"factor": 1.0})
     assert (config.threshold, config.factor) == (None, 1.0)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llada import LLaDAConfig, LLaDAModelLM
-from llada.generation.canvas_cache import CanvasCache
+from llada.generation.forwards.canvas_cache import CanvasCache
 
 
 LENGTH, BLOCK = 13, 4

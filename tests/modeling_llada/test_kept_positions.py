@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 from torch import nn
 
-from llada.generation.canvas_cache import CanvasCache
+from llada.generation.forwards.canvas_cache import CanvasCache
 from llada.modeling_llada.kept_positions import apply_head, take_positions, take_queries
 
 

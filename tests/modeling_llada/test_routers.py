@@ -11,7 +11,7 @@ from tiny_models import tiny_llada2_moe, tiny_llada_moe
 
 from llada import LLaDA2MoeConfig, LLaDAMoEConfig
 from llada.generation import preset
-from llada.generation.canvas_cache import CanvasCache
+from llada.generation.forwards.canvas_cache import CanvasCache
 from llada.modeling_llada.routers import ROUTERS, SigmoidRouter, SoftmaxRouter, TopKRouter, find_routing_blocks
 
 

@@ -1,0 +1,1 @@
+"""What a step computes: plans, and the keys and values they keep."""

@@ -1,0 +1,1 @@
+"""What follows the sampling: stopping, streaming, the trace."""
