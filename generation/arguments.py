@@ -70,6 +70,11 @@ def read_arguments(
             raise ValueError("Give the cache once, as `cache`; `past_key_values` is its older name.")
         given["cache"] = older
     config = merge_settings(model, generation_config, kwargs, replaced)
+    if given.get("generator") is not None and config.rng_compat is not None:
+        raise ValueError(
+            f"`generator` gives each row draws of its own, and `rng_compat={config.rng_compat!r}` the draws of the "
+            "authors' sampler; leave out one of them, and seed the latter with `torch.manual_seed`."
+        )
     check_inputs(model, config, given)
     if config.num_return_sequences and config.num_return_sequences > 1:
         for name in ("input_ids", "attention_mask"):

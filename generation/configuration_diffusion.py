@@ -300,6 +300,16 @@ class DiffusionGenerationConfig(LoopSettings, RuleSettings, GenerationConfig):
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
 
 
+def list_settings() -> str:
+    """The fields of the rules and of the loop, one after the other, for a terminal."""
+    entries = []
+    for name, field in SETTINGS.items():
+        default = "" if field.default is None else f", {field.default} by default"
+        text = textwrap.fill(field.help.replace("`", ""), 100, initial_indent="    ", subsequent_indent="    ")
+        entries.append(f"{name}: {field.range}{default}\n{text}")
+    return "\n".join(entries) + "\n"
+
+
 def _documented() -> str:
     """The fields, as the docstring of the config has them."""
     entries = []
@@ -378,6 +388,7 @@ __all__ = [
     "SETTINGS",
     "STOCK",
     "DiffusionGenerationConfig",
+    "list_settings",
     "overlay",
     "read_temperature",
     "refuse_unknown",

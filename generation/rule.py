@@ -48,6 +48,16 @@ class Setting:
     alone: bool = False
     divides: bool = False
 
+    @property
+    def range(self) -> str:
+        """`str`: What it may be, in words."""
+        if self.kind is str:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is float and (self.least, self.most) == (0, 1):
+            return "a number from 0 to 1"
+        kind = {bool: "true or false", int: "an integer", float: "a number", list: "a list of numbers"}[self.kind]
+        return kind if self.least is None else f"{kind}, at least {self.least}"
+
     def check(self, name: str, value: Any) -> None:
         """
         Args:

@@ -30,13 +30,29 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="draw tokens at this temperature")
     parser.add_argument("--num-return-sequences", type=int, help="number of texts, with a temperature")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other field of DiffusionGenerationConfig"
+        "--set",
+        action=_Set,
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other field of DiffusionGenerationConfig; `--set help` lists them",
     )
     parser.add_argument("--seed", type=int, help="seed of what is drawn")
     parser.add_argument("--device-map", help="how to spread the model, e.g. auto (needs accelerate)")
     parser.add_argument("--no-stream", action="store_true", help="print the text only when it is finished")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that every step is shown")
     parser.add_argument("--stats", action="store_true", help="say how many forward passes and seconds it took")
+
+
+class _Set(argparse.Action):
+    """Collects settings, and lists what there is if asked for help."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values == "help":
+            from llada.generation.configuration_diffusion import list_settings
+
+            print(list_settings(), end="")
+            parser.exit()
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
 def read_text(text: str) -> str:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 import llada
 from llada.generation import DiffusionGenerateOutput
+from llada.generation.configuration_diffusion import SETTINGS
 from llada_cli import COMMANDS, main
 
 
@@ -338,3 +339,13 @@ def test_an_end_of_text_behind_the_gaps_gives_the_right_names() -> None:
             filled = TOKENIZER.decode(MODEL.infill(**inputs)[0], skip_special_tokens=True)
             right[end] += filled == fact.sentence
     assert right[TOKENIZER.eos_token] == len(FACTS.held_out) > right[""]
+
+
+def test_the_settings_are_listed(capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main(["generate", "--set", "help"])
+    assert exit_status.value.code == 0
+    listed = capsys.readouterr().out
+    assert set(SETTINGS) == {line.split(":")[0] for line in listed.splitlines() if not line.startswith(" ")}
+    assert "\nkl_history: an integer, at least 1, 2 by default\n    Number of these steps.\n" in listed
+    assert "\nkv_cache: one of prefix, dual, vicinity, delayed, block\n" in listed
