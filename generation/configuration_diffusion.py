@@ -338,7 +338,8 @@ def read_temperature(values: dict[str, Any]) -> None:
         return
     if values.get("do_sample") and temperature == 0:
         raise ValueError("`temperature=0` is greedy and `do_sample=True` is not; leave out one of them.")
-    if values.get("do_sample") is None and isinstance(temperature, Real):
+    is_number = isinstance(temperature, Real)
+    if values.get("do_sample") is None and is_number:
         values["do_sample"] = bool(temperature > 0)
     if temperature == 0:
         values["temperature"] = None

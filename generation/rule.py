@@ -324,7 +324,8 @@ class Rule:
 
 def _is_number(value: Any) -> bool:
     # also false for not-a-number
-    return isinstance(value, Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and -LARGEST <= value <= LARGEST
 
 
 __all__ = ["Fields", "Rule", "Setting", "Setup", "Table", "probability", "setting"]

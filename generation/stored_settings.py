@@ -50,7 +50,7 @@ def read_stored_settings(
             return None
     else:
         name = f"{subfolder}/{GENERATION_CONFIG_NAME}" if subfolder else GENERATION_CONFIG_NAME
-        repo = str(folder_or_repo)
+        repo, cache_dir = str(folder_or_repo), None if cache_dir is None else str(cache_dir)
         try:
             path = Path(
                 hf_hub_download(

@@ -102,7 +102,7 @@ def newest_complete(
     """
     steps = {path: _step_of(path) for path in Path(output_dir).glob("*") if path.is_dir()}
     numbered = [(step, path) for path, step in steps.items() if step is not None and (before is None or step < before)]
-    skipped = {}
+    skipped: dict[Path, list[str]] = {}
     for _, folder in sorted(numbered, reverse=True):
         faults = find_faults(folder)
         if not faults:

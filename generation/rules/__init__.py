@@ -12,7 +12,7 @@ from ..forwards.cached import DualCache, PrefixCache
 from ..forwards.delayed import DelayedCache
 from ..forwards.suffix_window import SuffixWindow
 from ..forwards.vicinity import VicinityCache
-from ..rule import Rule, Setting
+from ..rule import Fields, Rule, Setting
 from .context_threshold import ContextThreshold
 from .credit import CreditDecoding
 from .daedal import InitialLength, MaskInsertion
@@ -85,7 +85,7 @@ class RuleSettings(
     """The fields of all rules, which a type checker sees in the generation config."""
 
 
-RULES: tuple[type[Rule], ...] = tuple(fields.rule for fields in RuleSettings.__bases__)
+RULES: tuple[type[Rule], ...] = tuple(fields.rule for fields in RuleSettings.__bases__ if issubclass(fields, Fields))
 
 
 def settings() -> dict[str, Setting]:
