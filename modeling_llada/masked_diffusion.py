@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 
 def noise_generator(*key: int | str | bytes) -> torch.Generator:
@@ -318,8 +317,8 @@ def masked_cross_entropy(
 
     Args:
         model (`Callable`):
-            Called as `model(input_ids=..., logits_to_keep=masked, **model_inputs)`; its `logits` are of shape
-            `(num_masked, vocab_size)`.
+            Called as `model(input_ids=..., labels=targets, logits_to_keep=masked, token_losses=True, **model_inputs)`,
+            see [`LLaDAModelLM.forward`]. It may be wrapped, e.g. by data parallelism.
         input_ids, masked (of shape `(batch, length)`):
             As in [`MaskedBatch`].
         targets (`torch.LongTensor` of shape `(batch, length)`):
@@ -328,17 +327,12 @@ def masked_cross_entropy(
             Further inputs of the model, e.g. `attention_mask`.
 
     Returns:
-        `tuple`: Cross entropy in float32 and whether the most likely token is the right one (`bool`), both of shape
-        `(batch, length)` and 0 where nothing is masked. The first is differentiable, also if nothing is masked at all.
+        `tuple`: Cross entropy in float32, or the wider type of the model, and whether the most likely token is the
+        right one (`bool`), both of shape `(batch, length)` and 0 where nothing is masked. The first is differentiable,
+        also if nothing is masked at all.
     """
-    logits = model(input_ids=input_ids, logits_to_keep=masked, **model_inputs).logits
-    labels = targets[masked]
-    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    correct = logits.detach().argmax(dim=-1) == labels
-    return (
-        loss.new_zeros(masked.shape).masked_scatter(masked, loss),
-        masked.new_zeros(masked.shape).masked_scatter(masked, correct),
-    )
+    output = model(input_ids=input_ids, labels=targets, logits_to_keep=masked, token_losses=True, **model_inputs)
+    return output.token_losses, output.correct
 
 
 def reduce_loss(

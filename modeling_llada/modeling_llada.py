@@ -42,6 +42,7 @@ from .published_checkpoints import PublishedCheckpointsMixin
 from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
 from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_cut_block, find_routing_blocks
+from .token_losses import TokenLossOutput, chunked_cross_entropy
 
 
 # arguments of `from_pretrained` that say where a configuration is
@@ -361,6 +362,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         num_logits_to_keep: list[int] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_router_logits: bool | None = None,
+        token_losses: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
@@ -386,15 +388,20 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             output_router_logits (`bool`, *optional*):
                 Whether to record the routers, and to add what keeps their load even to the loss.
                 `config.output_router_logits` if not given, and never with `num_logits_to_keep`.
+            token_losses (`bool`, *optional*, defaults to `False`):
+                Whether to return the cross entropy of every token instead of logits, which are then computed for a
+                few positions at a time. Scored is where the boolean `logits_to_keep` is true and there is a label.
 
         Returns:
             [`~transformers.modeling_outputs.MaskedLMOutput`] with `logits` of shape `(batch, kept, vocab_size)`, or
             `(num_true, vocab_size)` for a boolean mask, in the dtype of the model (LLaDA2: float32), and `loss` if
-            `labels` are given. With `output_router_logits`, a [`~router_losses.MoeMaskedLMOutput`].
+            `labels` are given. With `output_router_logits`, a [`~router_losses.MoeMaskedLMOutput`]; with
+            `token_losses`, a [`~token_losses.TokenLossOutput`] that has neither `logits` nor `loss`.
 
         Raises:
             ValueError: See [`LLaDAModel.forward`]; or if routers are to be recorded that do not exist, that the loss
-                cannot reach, or where the last layer leaves positions out.
+                cannot reach, or where the last layer leaves positions out; or if losses of tokens are asked for
+                without labels or mask.
         """
         is_sampling = num_logits_to_keep is not None
         if output_router_logits is None:
@@ -406,12 +413,18 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             )
         if output_router_logits and "sparse" not in self.config.mlp_layer_types:
             raise ValueError("`output_router_logits=True`, but no layer of this model has experts; leave it out.")
+        is_mask = isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool
+        if token_losses and (labels is None or not is_mask or is_sampling):
+            raise ValueError(
+                "`token_losses=True` needs `labels` and a boolean `logits_to_keep`, and no `num_logits_to_keep`; "
+                "write e.g. `logits_to_keep=labels != -100`."
+            )
         positions_to_keep = wanted = None
         if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
             positions_to_keep = true_first(logits_to_keep, max(num_logits_to_keep))
             is_wanted = logits_to_keep.gather(1, positions_to_keep)
             wanted = true_first(is_wanted.flatten(), sum(num_logits_to_keep))
-        if input_ids is not None and labels is not None:
+        if input_ids is not None and labels is not None and not token_losses:
             self.look_at_training(input_ids)
         if input_ids is not None and not is_sampling and not self.training:
             # only the first column: text that ends in the padding token, the end of text, is given to see it
@@ -427,36 +440,38 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             positions_to_keep=positions_to_keep,
             **kwargs,
         )
-        if wanted is None:
-            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = outputs.last_hidden_state
+        output_class = MaskedLMOutput
+        fields = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        if token_losses:
+            output_class = TokenLossOutput
+            fields["token_losses"], fields["correct"] = chunked_cross_entropy(
+                self.lm_head, hidden_states, labels, logits_to_keep
+            )
         else:
-            hidden_states = outputs.last_hidden_state.flatten(0, 1)
-            logits = apply_head(self.lm_head, hidden_states[wanted.to(hidden_states.device)])
-        if self.config.float32_logits:
-            logits = logits.float()
-        loss = None
-        if labels is not None:
-            kept = slice_logits_to_keep(labels.unsqueeze(-1), logits_to_keep)
-            loss = ForMaskedLMLoss(logits, kept.contiguous(), self.config.vocab_size, num_items_in_batch)
-        fields = {"logits": logits, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+            if wanted is None:
+                logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+            else:
+                logits = apply_head(self.lm_head, hidden_states.flatten(0, 1)[wanted.to(hidden_states.device)])
+            fields["logits"] = logits.float() if self.config.float32_logits else logits
+            if labels is not None:
+                kept = slice_logits_to_keep(labels.unsqueeze(-1), logits_to_keep).contiguous()
+                fields["loss"] = ForMaskedLMLoss(fields["logits"], kept, self.config.vocab_size, num_items_in_batch)
         if not output_router_logits:
-            return MaskedLMOutput(loss=loss, **fields)
+            return output_class(**fields)
 
         recorded = outputs.router_logits, outputs.router_indices
         aux_loss = router_aux_loss(self.config, *recorded, find_tokens(attention_mask, kwargs.get("cache_position")))
-        if self.training and logits.requires_grad and not aux_loss.requires_grad:
+        if self.training and hidden_states.requires_grad and not aux_loss.requires_grad:
             raise ValueError(
                 "The loss of the routers reaches no weight. Reentrant gradient checkpointing hides them: write "
                 '`activation_checkpointing_kwargs={"use_reentrant": False}`. If no layer is trained, write '
                 "`output_router_logits=False`."
             )
-        return MoeMaskedLMOutput(
-            loss=None if loss is None else loss + aux_loss.to(loss.device),
-            aux_loss=aux_loss,
-            router_logits=recorded[0],
-            router_indices=recorded[1],
-            **fields,
-        )
+        if "loss" in fields:
+            fields["loss"] = fields["loss"] + aux_loss.to(fields["loss"].device)
+        output_class = TokenLossOutput if token_losses else MoeMaskedLMOutput
+        return output_class(aux_loss=aux_loss, router_logits=recorded[0], router_indices=recorded[1], **fields)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # the last step of `push_to_hub` and of `save_pretrained(push_to_hub=True)`, with the card in the folder

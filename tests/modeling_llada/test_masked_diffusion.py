@@ -20,6 +20,7 @@ from llada.modeling_llada.masked_diffusion import (
     reduce_loss,
     sample_times,
 )
+from llada.modeling_llada.token_losses import chunked_cross_entropy
 
 
 MASK = 300
@@ -347,8 +348,12 @@ def test_bound_of_rows_without_a_scored_token_is_zero():
 def _linear_model(vocab_size=11):
     weight = torch.randn(vocab_size, vocab_size, requires_grad=True)
 
-    def model(input_ids, logits_to_keep, scale=1.0):
-        return SimpleNamespace(logits=scale * weight[input_ids][logits_to_keep])
+    def model(input_ids, labels, logits_to_keep, token_losses, scale=1.0):
+        assert token_losses
+        head = torch.nn.Linear(vocab_size, vocab_size, bias=False)
+        head.weight = torch.nn.Parameter(torch.eye(vocab_size))
+        losses, correct = chunked_cross_entropy(head, scale * weight[input_ids], labels, logits_to_keep)
+        return SimpleNamespace(token_losses=losses, correct=correct)
 
     return weight, model
 

@@ -1,0 +1,230 @@
+"""Losses that a model computes for a few positions at a time against those of all logits."""
+
+import pytest
+import torch
+from golden import load_golden
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForMaskedLM
+
+from llada.modeling_llada import token_losses
+
+
+FAMILIES = {
+    "llada": tiny_llada,
+    "tied": lambda: tiny_llada(tie_word_embeddings=True),
+    "illada": tiny_illada,
+    "llada_moe": tiny_llada_moe,
+    "llada2_moe": tiny_llada2_moe,
+}
+ROWS, LENGTH, MASK = 3, 8, 40
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    model = FAMILIES[request.param]()
+    if "sparse" in model.config.mlp_layer_types:
+        # the default multiplies no float64
+        model.set_experts_implementation("eager")
+    return model.double().train()
+
+
+@pytest.fixture
+def batch():
+    """Noisy tokens, labels, the mask (15 positions, or three and a half chunks of four) and weights of the losses."""
+    targets = torch.randint(0, 40, (ROWS, LENGTH))
+    masked = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
+    masked[0, 3:], masked[1], masked[2, 4:6] = True, True, True
+    assert masked.sum() == 15
+    return targets.masked_fill(masked, MASK), targets, masked, torch.rand(ROWS, LENGTH, dtype=torch.float64)
+
+
+def _of_all_logits(model, ids, targets, masked, **kwargs):
+    logits = model(ids, **kwargs).logits
+    losses = cross_entropy(logits.double().transpose(1, 2), targets, reduction="none") * masked
+    return losses, (logits.argmax(-1) == targets) & masked
+
+
+def _gradients(model, losses, weights):
+    model.zero_grad(set_to_none=True)
+    (losses * weights).sum().backward()
+    return {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
+
+
+def _assert_equal_to_all_logits(model, batch):
+    ids, targets, masked, weights = batch
+    # the last hidden state of all positions, whose gradient is that of the head's input
+    states = []
+    norm = next(module for name, module in model.named_modules() if name.endswith("model.norm"))
+
+    def keep(module, inputs, output):
+        states.append(output)
+        if output.requires_grad:
+            output.retain_grad()
+
+    handle = norm.register_forward_hook(keep)
+    expected, answers = _of_all_logits(model, ids, targets, masked)
+    expected_gradients = _gradients(model, expected, weights)
+    output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True)
+    gradients = _gradients(model, output.token_losses, weights)
+    handle.remove()
+    torch.testing.assert_close(output.token_losses, expected, rtol=0, atol=1e-6)
+    assert torch.equal(output.correct, answers)
+    assert gradients.keys() == expected_gradients.keys() and len(gradients) > 2
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-6, msg=name)
+    torch.testing.assert_close(states[1].grad, states[0].grad, rtol=0, atol=1e-6)
+    assert states[0].grad.abs().max() > 1e-3
+    return gradients
+
+
+def test_losses_and_gradients_are_those_of_all_logits(model, batch, monkeypatch):
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    # LLaDA2 computes logits in float32 in any case
+    model.config.float32_logits = False
+    gradients = _assert_equal_to_all_logits(model, batch)
+    head = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
+    assert gradients[head].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_adapters_of_head_and_layers(batch, monkeypatch, dropout):
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False, lora_dropout=dropout)
+    model = get_peft_model(tiny_llada().double(), settings, autocast_adapter_dtype=False)
+    if not dropout:
+        gradients = _assert_equal_to_all_logits(model, batch)
+        assert any("lm_head.lora_B" in name for name in gradients) and all("lora" in name for name in gradients)
+        return
+    # what is computed again drops the same: a step along the gradient changes the loss as the gradient says
+    ids, targets, masked, weights = batch
+    weight = next(tensor for name, tensor in model.named_parameters() if "lm_head.lora_B" in name)
+
+    def loss():
+        torch.manual_seed(5)
+        output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True)
+        return (output.token_losses * weights).sum()
+
+    loss().backward()
+    direction = torch.randn_like(weight)
+    expected, step = (weight.grad * direction).sum(), 1e-6
+    with torch.no_grad():
+        weight.add_(step * direction)
+        above = loss()
+        weight.sub_(2 * step * direction)
+        torch.testing.assert_close((above - loss()) / (2 * step), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_the_head_alone(batch, monkeypatch):
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    ids, targets, masked, weights = batch
+    model = tiny_llada().double().requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    expected = _gradients(model, _of_all_logits(model, ids, targets, masked)[0], weights)
+    losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
+    torch.testing.assert_close(_gradients(model, losses, weights), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
+def test_any_number_of_masks(batch, monkeypatch, count):
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    ids, targets, _, weights = batch
+    masked = torch.zeros_like(ids, dtype=torch.bool)
+    masked.view(-1)[5 : 5 + count] = True
+    model = tiny_llada().double()
+    losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
+    expected, _ = _of_all_logits(model, ids, targets, masked)
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-6)
+    # every weight has a gradient, for which data parallelism waits
+    assert len(_gradients(model, losses, weights)) == len(list(model.parameters()))
+
+
+def test_positions_without_a_label_are_not_scored(batch):
+    ids, targets, masked, _ = batch
+    model = tiny_llada()
+    output = model(ids, labels=targets.masked_fill(ids != MASK, -100), logits_to_keep=masked | True, token_losses=True)
+    expected = model(ids, labels=targets, logits_to_keep=masked, token_losses=True)
+    torch.testing.assert_close(output.token_losses, expected.token_losses)
+    assert torch.equal(output.correct, expected.correct)
+
+
+def test_softmax_is_taken_in_float32(batch):
+    ids, targets, masked, _ = batch
+    model = tiny_llada().bfloat16()
+    losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
+    assert losses.dtype == torch.float32
+    expected, _ = _of_all_logits(model, ids, targets, masked)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_routers_are_recorded_beside_the_losses(batch):
+    ids, targets, masked, _ = batch
+    model = tiny_llada_moe(router_aux_loss_coef=0.1).train()
+    output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True, output_router_logits=True)
+    expected = model(ids, output_router_logits=True)
+    torch.testing.assert_close(output.aux_loss, expected.aux_loss)
+    assert output.aux_loss.requires_grad and len(output.router_logits) == len(expected.router_logits)
+    assert output.loss is None and output.logits is None
+
+
+def test_losses_of_a_golden_model():
+    golden = load_golden("llada")
+    ids, masked = golden.expected["loss.input_ids"], golden.expected["loss.masked"]
+    noisy = ids.masked_fill(masked, 300)
+    model = AutoModelForMaskedLM.from_pretrained(golden.folder)
+    losses, _ = token_losses.chunked_cross_entropy(model.lm_head, model.model(noisy).last_hidden_state, ids, masked)
+    output = model(noisy, labels=ids, logits_to_keep=masked, token_losses=True)
+    torch.testing.assert_close(output.token_losses, losses)
+    # the plain loss of the same labels is their mean
+    plain = model(noisy, labels=ids.masked_fill(~masked, -100)).loss
+    torch.testing.assert_close(losses.sum() / masked.sum(), plain)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"logits_to_keep": torch.ones(2, 4, dtype=torch.bool)},
+        {"labels": torch.ones(2, 4).long()},
+        {"labels": torch.ones(2, 4).long(), "logits_to_keep": torch.arange(3)},
+        {
+            "labels": torch.ones(2, 4).long(),
+            "logits_to_keep": torch.ones(2, 4, dtype=torch.bool),
+            "num_logits_to_keep": [4, 4],
+        },
+    ],
+    ids=["no labels", "no mask", "indices", "sampling"],
+)
+def test_what_is_missing_is_named(arguments):
+    with pytest.raises(ValueError, match="`token_losses=True` needs `labels` and a boolean `logits_to_keep`"):
+        tiny_llada()(torch.ones(2, 4).long(), token_losses=True, **arguments)
+
+
+def _peak(model, ids, targets, masked, of_chunks):
+    """Most bytes that tensors hold at a time in a training step, parameters and their gradients aside."""
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        if of_chunks:
+            losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
+        else:
+            losses = cross_entropy(model(ids).logits.float().transpose(1, 2), targets, reduction="none") * masked
+        losses.sum().backward()
+    model.zero_grad(set_to_none=True)
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    return peak[_MemRefType.ACT] + peak[_MemRefType.TEMP]
+
+
+def test_peak_memory_does_not_grow_with_the_mask_ratio():
+    # eight chunks of a vocabulary beside which the layers are small
+    model = tiny_llada(vocab_size=8192).train()
+    targets = torch.randint(0, 40, (4, 256))
+    positions = torch.arange(256)
+    peaks = []
+    for share in (0.125, 0.5, 1.0):
+        masked = (positions < 256 * share).expand(4, -1)
+        peaks.append(_peak(model, targets.masked_fill(masked, MASK), targets, masked, of_chunks=True))
+    assert max(peaks) < 1.2 * min(peaks)
+    of_all = _peak(model, targets.masked_fill(masked, MASK), targets, masked, of_chunks=False)
+    assert max(peaks) < 0.2 * of_all
