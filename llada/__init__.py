@@ -80,7 +80,7 @@ _LAZY = {
     "preset": ".generation.presets",
 }
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
-_SUBPACKAGES = frozenset({"evaluation", "generation", "modeling_llada", "trainers"})
+_SUBPACKAGES = frozenset({"evaluation", "export", "generation", "modeling_llada", "trainers"})
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
 from llada.evaluation.causal_twin import build_causal_twin
 from llada.evaluation.reversal import ANSWER_LENGTH
 from llada.evaluation.reversal_facts import ReversalFacts, build_reversal_tokenizer
-from llada.modeling_llada.model_card import create_model_card
+from llada.export.model_card import create_model_card
 
 from .progress import LossBar
 

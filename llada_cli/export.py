@@ -11,7 +11,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from llada.modeling_llada.sglang import prepare_sglang
+    from llada.export.sglang import prepare_sglang
 
     print(prepare_sglang(args.folder, preset=args.preset, tp_size=args.tp_size).script())
 

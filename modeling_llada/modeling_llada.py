@@ -37,7 +37,6 @@ from .configuration_llada_moe import LLaDAMoEConfig
 from .experts import LLaDAExperts
 from .forward_checks import refuse_packed_documents, refuse_unknown_arguments, warn_of_unmasked_training
 from .kept_positions import apply_head, take_positions, take_queries
-from .model_card import replace_placeholder_card
 from .published_checkpoints import PublishedCheckpointsMixin
 from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
@@ -474,6 +473,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         return output_class(aux_loss=aux_loss, router_logits=recorded[0], router_indices=recorded[1], **fields)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        # imported here, against the arrows: a model can be pushed, but needs no card for anything else
+        from ..export.model_card import replace_placeholder_card
+
         # the last step of `push_to_hub` and of `save_pretrained(push_to_hub=True)`, with the card in the folder
         replace_placeholder_card(working_dir, self, repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 import llada
 
 
-FOLDERS = ("evaluation", "generation", "llada", "llada_cli", "modeling_llada", "trainers")
+FOLDERS = ("evaluation", "export", "generation", "llada", "llada_cli", "modeling_llada", "trainers")
 
 
 def run_python(code: str, cwd: Path, python: Path | str = sys.executable) -> str:
@@ -45,7 +45,7 @@ def test_public_name(name: str) -> None:
 
 def test_public_surface() -> None:
     assert llada.__all__ == sorted(llada.__all__)
-    for name in ("generation", "modeling_llada", "trainers"):
+    for name in ("export", "generation", "modeling_llada", "trainers"):
         assert getattr(llada, name) is importlib.import_module(f"llada.{name}")
         assert name in dir(llada)
     with pytest.raises(AttributeError, match="module 'llada' has no attribute 'LLaDAModelForLM'"):

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
+from ..export.model_card import create_model_card
 from ..generation.configuration_diffusion import DEFAULTS
 from ..modeling_llada.checkpoint_layouts import in_memory_names
 from ..modeling_llada.masked_diffusion import (
@@ -25,7 +26,6 @@ from ..modeling_llada.masked_diffusion import (
     noise_generator,
     reduce_loss,
 )
-from ..modeling_llada.model_card import create_model_card
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import MaskedDiffusionArguments
 from .resumption import ResumableTrainerMixin

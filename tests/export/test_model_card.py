@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from llada import LLaDAModelLM
-from llada.modeling_llada.model_card import create_model_card
+from llada.export.model_card import create_model_card
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tiny_tokenizer import build_tiny_tokenizer
 from transformers import GenerationConfig
 
 from llada import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from llada.export.sglang import SGLANG_VERSION, SGLangLaunch, prepare_sglang, published_tensors
 from llada.generation import preset
-from llada.modeling_llada.sglang import SGLANG_VERSION, SGLangLaunch, prepare_sglang, published_tensors
 from llada_cli import main
 
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from ..generation.configuration_diffusion import DEFAULTS, DiffusionGenerationConfig
 from ..generation.presets import preset as published_settings
 from ..generation.printable import escaped
-from .configuration_llada2_moe import LLaDA2MoeConfig
+from ..modeling_llada.configuration_llada2_moe import LLaDA2MoeConfig
 
 
 # what is said of SGLang here was read in the sources of this release
