@@ -314,10 +314,9 @@ def _documented() -> str:
     """The fields, as the docstring of the config has them."""
     entries = []
     for name, field in SETTINGS.items():
-        kind = "list[float]" if field.kind is list else field.kind.__name__
         default = f", defaults to `{field.default!r}`" if field.default is not None else ""
         text = textwrap.fill(field.help, 119, initial_indent=" " * 12, subsequent_indent=" " * 12)
-        entries.append(f"        {name} (`{kind}`, *optional*{default}):\n{text}")
+        entries.append(f"        {name} (`{field.annotation}`, *optional*{default}):\n{text}")
     return "\n".join(entries)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 
@@ -24,13 +24,13 @@ class Setting:
 
     Args:
         kind (`type`):
-            `bool`, `int`, `float`, `str` or `list`, that is of numbers.
+            `bool`, `int`, `float`, `str`, `list[int]` or `list[float]`.
         help (`str`):
             What it does, in a sentence or two.
         default (`Any`, *optional*):
             What its rule runs with where it is unset.
         least, most (`float`, *optional*):
-            Bounds of a number. From 0 to 1 is a probability.
+            Bounds of a number, or of those of a list. From 0 to 1 is a probability.
         choices (`tuple[str, ...]`, *optional*):
             Values of a string, besides those that switch on a rule.
         alone (`bool`, *optional*, defaults to `False`):
@@ -55,8 +55,19 @@ class Setting:
             return "one of " + ", ".join(self.choices)
         if self.kind is float and (self.least, self.most) == (0, 1):
             return "a number from 0 to 1"
-        kind = {bool: "true or false", int: "an integer", float: "a number", list: "a list of numbers"}[self.kind]
+        kinds = {bool: "true or false", int: "an integer", float: "a number"}
+        kind = kinds.get(self.kind) or ("a list of integers" if self.item is int else "a list of numbers")
         return kind if self.least is None else f"{kind}, at least {self.least}"
+
+    @property
+    def item(self) -> type | None:
+        """`type`: What a list holds, `None` if it is none."""
+        return next(iter(get_args(self.kind)), None)
+
+    @property
+    def annotation(self) -> str:
+        """`str`: The kind, as it is written."""
+        return self.kind.__name__ if self.item is None else str(self.kind)
 
     def check(self, name: str, value: Any) -> None:
         """
@@ -78,9 +89,10 @@ class Setting:
             return None if value in self.choices else f"must be one of {(None, *self.choices)}"
         if self.kind is bool:
             return None if isinstance(value, bool) else "must be True or False"
-        if self.kind is list:
-            fits = isinstance(value, list) and bool(value) and all(map(_is_number, value))
-            return None if fits else "must be a list of numbers, all finite, e.g. [7.5, 5.0, 2.5]"
+        if self.item is not None:
+            number = Setting(self.item, self.help, least=self.least, most=self.most)
+            fits = isinstance(value, list) and bool(value) and all(number._expects(each) is None for each in value)
+            return None if fits else f"must be {self.range}, all finite and one or more"
         if self.kind is int:
             if not isinstance(value, int) or isinstance(value, bool) or value < (self.least or 0):
                 named = {0: "an integer and not negative", 1: "a positive integer"}
@@ -215,7 +227,7 @@ class Rule:
 
     Attributes:
         switches (`tuple[str, ...]`):
-            The fields that switch the rule on. Its other fields need one of them.
+            The fields that switch the rule on, if they are set and not `False`. Its other fields need one of them.
         value (`str`, *optional*):
             The value that does it, any if not given.
         refines (`str`, *optional*):
@@ -257,8 +269,8 @@ class Rule:
     @classmethod
     def switch(cls, values: dict[str, Any]) -> str | None:
         """The field that switches the rule on in `values`, which holds those that are set."""
-        on = (name for name in cls.switches if name in values and cls.value in (None, values[name]))
-        return next(on, None)
+        set_ = (name for name in cls.switches if values.get(name) is not None and values[name] is not False)
+        return next((name for name in set_ if cls.value in (None, values[name])), None)
 
     @classmethod
     def get(cls, config: Any, name: str) -> Any:

@@ -56,7 +56,7 @@ class Prophet(Rule):
 
     class Settings(Fields):
         commit_gaps: list[float] | None = setting(
-            list,
+            list[float],
             "Keeps all predictions of a block once the mean distance between their two largest logits exceeds the "
             "bound for the share of the block that is filled, e.g. `[7.5, 5.0, 2.5]` for thirds (Prophet, arXiv "
             "2508.19982).",

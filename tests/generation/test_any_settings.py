@@ -40,20 +40,23 @@ tokens = st.one_of(st.integers(0, SIZE - 1), st.sampled_from([-1, SIZE, 10**9]))
 fields = SETTINGS | STOCK
 values = {name: floats for name, field in fields.items() if field.kind is float}
 values |= {name: counts for name, field in fields.items() if field.kind is int and not name.endswith("_id")}
+values |= {name: st.booleans() for name, field in fields.items() if field.kind is bool}
+values |= {
+    name: st.one_of(floats, st.lists(floats, max_size=3)) for name, field in fields.items() if field.item is float
+}
+values |= {
+    name: st.one_of(counts, st.lists(counts, max_size=3)) for name, field in fields.items() if field.item is int
+}
 values |= {
     "max_post_steps": st.one_of(st.integers(-1, 20), st.just(10**9)),
     "max_new_tokens": st.one_of(st.integers(1, 9), st.integers(-1, 99), st.sampled_from([10**9, 10**30])),
     "num_return_sequences": st.integers(0, 3),
-    "commit_gaps": st.one_of(floats, st.lists(floats, max_size=3)),
     "confidence_dtype": st.sampled_from(["float32", "float64", "float16"]),
     "do_sample": st.booleans(),
-    "eos_early_stop": st.booleans(),
     "factor_compat": st.just("fast_dllm"),
     "kv_cache": st.sampled_from(["prefix", "dual", "vicinity", "delayed", "block", "static"]),
-    "output_trace": st.booleans(),
     "remasking": st.sampled_from(["low_confidence", "margin", "entropy", "random", "best"]),
     "rng_compat": st.just("llada"),
-    "span_stops_early": st.booleans(),
     "step_schedule": st.sampled_from(["dream", "bernoulli"]),
     "suppress_eos": st.sampled_from(["logits", "confidence", "rising"]),
     "bad_words_ids": st.lists(st.lists(tokens, max_size=2), max_size=2),

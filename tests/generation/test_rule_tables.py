@@ -24,8 +24,7 @@ def test_every_rule_is_in_a_table():
 def test_the_docstring_has_every_field():
     documented = inspect.getdoc(DiffusionGenerationConfig)
     for name, field in SETTINGS.items():
-        kind = "list[float]" if field.kind is list else field.kind.__name__
-        assert f"    {name} (`{kind}`, *optional*" in documented
+        assert f"    {name} (`{field.annotation}`, *optional*" in documented
         assert field.help.split(". ")[0].split()[0] in documented
     assert "{fields}" not in documented
 

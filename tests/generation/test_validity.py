@@ -11,34 +11,19 @@ from tiny_models import tiny_llada
 from llada import DiffusionGenerationConfig
 from llada.generation.arguments import read_arguments
 from llada.generation.configuration_diffusion import SETTINGS, STOCK
-from llada.generation.rule import Rule
+from llada.generation.rule import Rule, Setting
 from llada.generation.rules import RULES
 from llada.generation.traits import CONFLICTS, TRAITS
 
 
-# a value that every setting may have
-VALUES = {
-    "cache_warmup": 2,
-    "commit_gaps": [5.0],
-    "expand_factor": 4,
-    "exploration_steps": 2,
+# a value that every setting may have: of its kind, and of those with values of their own one that is not the default
+KINDS = {bool: True, int: 4, float: 0.5, list[int]: [4], list[float]: [5.0]}
+VALUES = {name: KINDS[field.kind] for name, field in SETTINGS.items() if field.kind is not str} | {
     "factor_compat": "fast_dllm",
-    "initial_length": 4,
-    "kl_history": 2,
     "kv_cache": "dual",
-    "length_step": 2,
-    "length_window": 4,
-    "max_denoising_steps": 4,
-    "refresh_interval": 4,
     "remasking": "margin",
-    "span_stops_early": True,
-    "span_window": 2,
-    "stable_steps": 2,
     "step_schedule": "dream",
-    "steps": 4,
-    "suffix_window": 4,
     "suppress_eos": "rising",
-    "vicinity": 4,
 }
 
 
@@ -212,6 +197,25 @@ def test_what_refines_what():
 def test_values(settings, message):
     with pytest.raises(ValueError, match=message):
         DiffusionGenerationConfig(**settings)
+
+
+def test_lists_hold_numbers_of_their_kind():
+    counts, gaps = Setting(list[int], "", least=1), Setting(list[float], "")
+    assert (counts.annotation, counts.range) == ("list[int]", "a list of integers, at least 1")
+    assert (gaps.annotation, gaps.range) == ("list[float]", "a list of numbers")
+    for field, value in ((counts, [1, 2**31 - 1]), (gaps, [-1, 0.5]), (counts, None)):
+        field.check("these", value)
+    for value in ([], [0], [1.0], [True], [2**31], [1, None], (1,), 1):
+        with pytest.raises(ValueError, match="`these` must be a list of integers, at least 1, all finite and one or"):
+            counts.check("these", value)
+
+
+def test_a_rule_that_is_false_is_off():
+    rule = type("Yes", (Rule,), {"switches": ("yes",)})
+    assert rule.switch({"yes": True}) == "yes"
+    # 0 is a value, as of a threshold
+    assert rule.switch({"yes": 0.0}) == "yes"
+    assert rule.switch({"yes": False}) is rule.switch({}) is None
 
 
 NUMBERS = {name: field for name, field in (SETTINGS | STOCK).items() if field.kind in (int, float)}
