@@ -150,6 +150,43 @@ class Canvas:
             attention_mask[:, prompt.shape[1] :] = attention_mask[:, prompt.shape[1] :].masked_fill(beyond, 0)
         return cls(tokens, frozen, mask_token_id, attention_mask)
 
+    @classmethod
+    def after_prompts(
+        cls,
+        prompt: torch.Tensor,
+        num_masks: list[int],
+        mask_token_id: int,
+        fill: int,
+        attention_mask: torch.Tensor | None = None,
+        eos: int | None = None,
+        lengths: list[int] | None = None,
+        longest: int | None = None,
+    ) -> "Canvas":
+        """
+        A frozen prompt of shape `(batch, prompt_length)`, followed in each row by a number of masks of its own, then
+        by `eos` up to a length of its own, if `lengths` are given, then by padding that reads `fill`, up to the
+        longest row or to `longest`.
+        """
+        if lengths is None and min(num_masks) == max(num_masks):
+            return cls.after_prompt(prompt, num_masks[0], mask_token_id, attention_mask)
+        lengths = num_masks if lengths is None else lengths
+        ends = torch.tensor(lengths, device=prompt.device).unsqueeze(1)
+        places = torch.arange(longest or max(lengths), device=prompt.device)
+        beyond = places >= ends
+        answer = torch.full_like(beyond, mask_token_id, dtype=prompt.dtype)
+        if eos is not None:
+            answer = answer.masked_fill(places >= torch.tensor(num_masks, device=prompt.device).unsqueeze(1), eos)
+        answer = answer.masked_fill(beyond, fill)
+        attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
+        canvas = cls(
+            torch.cat([prompt, answer], dim=1),
+            torch.cat([torch.ones_like(prompt, dtype=torch.bool), beyond], dim=1),
+            mask_token_id,
+            torch.cat([attention_mask, (~beyond).to(attention_mask.dtype)], dim=1),
+        )
+        canvas.ends = prompt.shape[1] + ends.squeeze(1)
+        return canvas
+
     @property
     def position_ids(self) -> torch.Tensor:
         """`torch.LongTensor` of shape `(batch, length)`: Positions in the text of each row, 0 in padding before it."""

@@ -93,42 +93,10 @@ def settle_length(
             lengths[row] = length
     fill = config.pad_token_id if config.pad_token_id is not None else config.eos_token_ids[0]
     if config.expand_threshold is None:
-        if min(lengths) == max(lengths):
-            return Canvas.after_prompt(prompt, lengths[0], mask_token_id, attention_mask), forward
-        canvas = _lay_out(prompt, attention_mask, lengths, lengths, max(lengths), mask_token_id, fill, fill)
-    else:
-        ends = [min(length + window // 2, longest) for length in lengths]
-        eos = config.eos_token_ids[0]
-        canvas = _lay_out(prompt, attention_mask, lengths, ends, longest, mask_token_id, eos, fill)
-    return canvas, forward
-
-
-def _lay_out(
-    prompt: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    num_masks: list[int],
-    lengths: list[int],
-    longest: int,
-    mask_token_id: int,
-    eos: int,
-    fill: int,
-) -> Canvas:
-    """Masks after every prompt, `eos` up to a length, and padding."""
-    ends = torch.tensor(lengths, device=prompt.device).unsqueeze(1)
-    places = torch.arange(longest, device=prompt.device)
-    beyond = places >= ends
-    answer = torch.full_like(beyond, mask_token_id, dtype=prompt.dtype)
-    answer = answer.masked_fill(places >= torch.tensor(num_masks, device=prompt.device).unsqueeze(1), eos)
-    answer = answer.masked_fill(beyond, fill)
-    attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
-    canvas = Canvas(
-        torch.cat([prompt, answer], dim=1),
-        torch.cat([torch.ones_like(prompt, dtype=torch.bool), beyond], dim=1),
-        mask_token_id,
-        torch.cat([attention_mask, (~beyond).to(attention_mask.dtype)], dim=1),
-    )
-    canvas.ends = prompt.shape[1] + ends.squeeze(1)
-    return canvas
+        return Canvas.after_prompts(prompt, lengths, mask_token_id, fill, attention_mask), forward
+    ends = [min(length + window // 2, longest) for length in lengths]
+    eos = config.eos_token_ids[0]
+    return Canvas.after_prompts(prompt, lengths, mask_token_id, fill, attention_mask, eos, ends, longest), forward
 
 
 class Expansion(Revision):
