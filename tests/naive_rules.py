@@ -13,6 +13,7 @@ __all__ = [
     "frechet",
     "naive_decode",
     "reference_factor",
+    "running_confidence",
     "threshold",
 ]
 
@@ -63,6 +64,43 @@ def naive_decode(
             for position in rule(scores, distributions):
                 canvas[position] = tokens[position]
     return canvas, forwards
+
+
+@torch.no_grad()
+def running_confidence(
+    model, canvas: list[int], block_length: int, steps: int, score: str = "confidence"
+) -> tuple[list[int], list[list[int]]]:
+    """
+    Fills the masks of a canvas, one text after the other in blocks of a fixed plan, by running-confidence remasking as
+    published: fill all that is masked, note how sure, mask the least sure again.
+
+    Returns:
+        `tuple`: The canvas, and how it was after every step.
+    """
+    mask, canvas, states = model.config.mask_token_id, list(canvas), []
+    first = canvas.index(mask)
+    for start in range(first, len(canvas), block_length):
+        block = [place for place in range(start, min(start + block_length, len(canvas))) if canvas[place] == mask]
+        plan = [n for n in (len(block) // steps + (step < len(block) % steps) for step in range(steps)) if n]
+        noted = dict.fromkeys(block, 1.0)
+        for step in range(len(plan)):
+            logits = model(torch.tensor([canvas])).logits[0].double()
+            distributions = logits.softmax(-1)
+            logits[:, mask] = -torch.inf
+            for place in block:
+                if canvas[place] == mask:
+                    canvas[place] = int(logits[place].argmax())
+                    first_two = distributions[place].topk(2).values
+                    noted[place] = {
+                        "confidence": distributions[place, canvas[place]].item(),
+                        "margin": (first_two[0] - first_two[1]).item(),
+                        "entropy": -entropy(distributions[place].tolist()),
+                    }[score]
+            again = sum(plan[step + 1 :])
+            for place in sorted(block, key=lambda place: (noted[place], -place))[:again]:
+                canvas[place] = mask
+            states.append(list(canvas))
+    return canvas, states
 
 
 def entropy(distribution: list[float]) -> float:

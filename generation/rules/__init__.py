@@ -32,6 +32,7 @@ from .prophet import Prophet
 from .quota import Quota
 from .reference import Reference
 from .remasking import TakingBack
+from .running_confidence import RunningConfidenceRemasking
 from .slow_fast import SlowFast
 from .steady import Steady
 from .threshold import Threshold
@@ -56,6 +57,7 @@ class RuleSettings(
     Prophet.Settings,
     Steady.Settings,
     TakingBack.Settings,
+    RunningConfidenceRemasking.Settings,
     Editing.Settings,
     Levenshtein.Settings,
     # which come first

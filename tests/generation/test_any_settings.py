@@ -74,6 +74,7 @@ GROUPS = (
     ("threshold", "exploration_steps", "span_threshold", "span_window", "span_deviation", "span_stops_early"),
     ("threshold", "editing_threshold", "max_post_steps"),
     ("threshold", "remask_threshold"),
+    ("running_confidence", "max_denoising_steps"),
     ("factor", "factor_compat"),
     ("frechet_margin", "max_denoising_steps"),
     ("entropy_bound", "steps"),

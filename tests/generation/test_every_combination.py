@@ -56,7 +56,12 @@ SELECTIONS = {
     "calibrated": {"remasking": "position_calibrated"},
 }
 
-REVISIONS = {"none": {}, "remask": {"remask_threshold": 0.6}, "edit": {"editing_threshold": 0.5, "max_post_steps": 2}}
+REVISIONS = {
+    "none": {},
+    "remask": {"remask_threshold": 0.6},
+    "edit": {"editing_threshold": 0.5, "max_post_steps": 2},
+    "running": {"running_confidence": True},
+}
 
 CHANCE = ("bernoulli", "random", "drawn")
 
@@ -135,7 +140,7 @@ def check(output, row, start, settings, region, forwards=None):
     for event in trace.events:
         assert set(event.positions) <= set(masks)
         assert any(token != 40 for token in event.tokens)
-        if not {"remask_threshold", "editing_threshold", "verify_threshold"} & set(settings):
+        if not {"remask_threshold", "editing_threshold", "verify_threshold", "running_confidence"} & set(settings):
             assert 40 not in event.tokens
             assert not written & set(event.positions)
         written |= set(event.positions)
@@ -235,6 +240,7 @@ def waits(monkeypatch):
         *((forward, "threshold", "none") for forward in FORWARDS if forward not in ("full", "block")),
         ("full", "threshold", "remask"),
         ("full", "threshold", "edit"),
+        ("full", "steps", "running"),
     ],
     ids=str,
 )

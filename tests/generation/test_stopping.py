@@ -188,6 +188,7 @@ RULES = {
     "quota": {},
     "drafts": {"threshold": 0.4, "max_denoising_steps": 4},
     "remask": {"threshold": 0.5, "remask_threshold": 0.6},
+    "running": {"max_denoising_steps": 3, "running_confidence": True},
     "edit": {"threshold": 0.5, "editing_threshold": 0.5, "max_post_steps": 2},
     "wino": {"threshold": 0.3, "verify_threshold": 0.7},
     "whole": {"eos_early_stop": False},

@@ -58,7 +58,12 @@ def test_the_groups():
             "verify_threshold",
             "exploration_steps",
         ],
-        "what becomes of kept predictions": ["verify_threshold", "remask_threshold", "editing_threshold"],
+        "what becomes of kept predictions": [
+            "verify_threshold",
+            "remask_threshold",
+            "running_confidence",
+            "editing_threshold",
+        ],
         "when the rest of a block is kept": ["commit_gaps", "stable_steps"],
         "how many masks there are": ["initial_length"],
     }

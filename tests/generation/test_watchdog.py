@@ -34,6 +34,7 @@ RULES = {
     "prophet": {"commit_gaps": [-1.0]},
     "stable": {"stable_steps": 1, "stable_entropy": 9.0},
     "remask": {"threshold": 0.5, "remask_threshold": 0.9},
+    "running": {"max_denoising_steps": 3, "running_confidence": True},
     "edit": {"threshold": 0.5, "editing_threshold": 0.0},
     "edit and move": {"threshold": 0.5, "editing_threshold": 0.0, "delete_token_id": 45, "split_token_id": 46},
     "prefix": {"kv_cache": "prefix"},
