@@ -23,6 +23,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eos_early_stop": False,
         "rng_compat": "llada",
     },
+    # JustGRPO's rollouts, one token after the other
+    "left-to-right": {
+        "max_new_tokens": 256,
+        "block_length": 1,
+        "do_sample": True,
+        "temperature": 1.0,
+    },
     # the model card of LLaDA2.0
     "llada2": {
         "max_new_tokens": 2048,
@@ -187,6 +194,7 @@ def preset(name: str, **overrides) -> DiffusionGenerationConfig:
     | name | sampler |
     |---|---|
     | `"llada"` | the authors' sampler, token for token (arXiv 2502.09992; `generate.py` of ML-GSAI/LLaDA) |
+    | `"left-to-right"` | one token after the other, drawn at temperature 1: the rollouts of JustGRPO |
     | `"fast-dllm"` | threshold and prefix cache of Fast-dLLM (arXiv 2505.22618); `kv_cache="dual"` for the other |
     | `"eb"` | EB-Sampler (arXiv 2505.24857) |
     | `"klass"` | KLASS (arXiv 2511.05664) |
