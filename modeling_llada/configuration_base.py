@@ -5,12 +5,15 @@ settings of the families with experts.
 
 import math
 import os
+from collections.abc import MutableMapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
+import torch
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .configuration_checks import SHARED_KEYS, check_key, check_rope_settings
 
 
 # rope types whose frequencies depend on the length the checkpoint was trained at
@@ -21,7 +24,68 @@ _LENGTH_AWARE_ROPE_TYPES = ("llama3", "yarn")
 _BATCH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 
 
-@strict
+class Constant:
+    """A property of a family that is no key of its files: what a file or a caller says of it changes nothing."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, config_class: type | None = None) -> Any:
+        return self.value
+
+    def __set__(self, config: Any, value: Any) -> None:
+        if value != self.value:
+            raise ValueError(
+                f"`{self.name}={value!r}` is no field of {type(config).__name__}, whose models have {self.value!r}; "
+                "leave it out."
+            )
+
+
+class RopeParameters(dict[str, Any]):
+    """
+    The rope settings of a configuration as transformers' rope utilities read them. Changes change the configuration;
+    copies are dicts of their own.
+
+    Args:
+        config ([`MaskedDiffusionConfig`]):
+            The configuration.
+    """
+
+    def __init__(self, config: "MaskedDiffusionConfig"):
+        super().__init__({"rope_type": "default", "rope_theta": config.rope_theta, **(config.rope_scaling or {})})
+        super().__setitem__("rope_type", super().pop("type", self["rope_type"]))
+        if config.partial_rotary_factor != 1:
+            super().__setitem__("partial_rotary_factor", config.partial_rotary_factor)
+        if self["rope_type"] in _LENGTH_AWARE_ROPE_TYPES:
+            super().setdefault("original_max_position_embeddings", config.max_position_embeddings)
+        self._config = config
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._config.rope_parameters = dict(self)
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self._config.rope_parameters = dict(self)
+
+    def __ior__(self, other):  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+    # those of dict would not call the two methods above
+    clear = MutableMapping.clear
+    pop = MutableMapping.pop
+    popitem = MutableMapping.popitem
+    setdefault = MutableMapping.setdefault
+    update = MutableMapping.update
+
+
 class MaskedDiffusionConfig(PreTrainedConfig):
     """
     Base class of the configurations of masked diffusion language models.
@@ -33,29 +97,35 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     Subclasses declare `rope_theta` and `rope_scaling` as fields, the two keys that published code reads. What
     transformers' rope utilities read, `rope_parameters`, is a view of both.
 
-    Everything in which the families differ is an attribute that the backbone reads. What a family has no key for has
-    the value it gets here.
+    Everything in which the families differ is an attribute that the backbone reads. What a family has no key for is a
+    [`Constant`]. Keys that are no field are kept for saving, and nothing reads them.
 
     Raises:
-        ValueError: If a field is given under both of its names with different values, or no model can be built.
+        ValueError: If a field is given under both of its names with different values, has a value of the wrong type or
+            out of range, or no model can be built.
     """
 
     # names that other projects give the family in `config.json`
     other_model_types: ClassVar[tuple[str, ...]] = ()
     # whether the family was trained with block-causal attention
-    block_causal: ClassVar[bool] = False
+    block_causal = Constant(False)
 
     rope_theta: int | float = 10000.0
     rope_scaling: dict | None = None
 
-    # not fields: a family whose files have the key declares the field
-    attention_bias = mlp_bias = False
-    attention_dropout = embedding_dropout = residual_dropout = 0.0
-    partial_rotary_factor = 1.0
-    rope_full_precision = False
-    use_qk_norm = False
-    float32_logits = False
-    block_size = expert_capacity = None  # type: int | None
+    # a family whose files have the key declares the field
+    attention_bias = Constant(False)
+    mlp_bias = Constant(False)
+    attention_dropout = Constant(0.0)
+    embedding_dropout = Constant(0.0)
+    residual_dropout = Constant(0.0)
+    partial_rotary_factor = Constant(1.0)
+    rope_full_precision = Constant(False)
+    use_qk_norm = Constant(False)
+    float32_logits = Constant(False)
+    block_size = Constant(None)
+    expert_capacity = Constant(None)
+    output_router_logits = Constant(False)
 
     def __new__(cls, **kwargs):
         # here and not in `__post_init__`, which cannot tell a default from a value that was given
@@ -66,9 +136,17 @@ class MaskedDiffusionConfig(PreTrainedConfig):
                     f"`{standard}={values[0]}` and `{published}={values[1]}` name the same field of {cls.__name__}; "
                     "give one of them."
                 )
-        return super().__new__(cls)
+        config = super().__new__(cls)
+        if kwargs:
+            config.__dict__["_given_keys"] = frozenset(kwargs)
+        return config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_key(type(self), name, value)
+        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
+        given = self.__dict__.pop("_given_keys", frozenset())
         self._published_torch_dtype = "torch_dtype" in kwargs
         # files of LLaDA-MoE say "llada", and other projects have names of their own; layouts go by that of the class
         kwargs.pop("model_type", None)
@@ -80,10 +158,24 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         # what newer transformers writes instead of the two published keys
         if (parameters := kwargs.pop("rope_parameters", None)) is not None:
             self.rope_parameters = parameters
+        # the files of some releases store few of these ids; those of the release mean nothing in a smaller vocabulary
+        for name in self._token_ids():
+            if name not in given and isinstance(getattr(self, name), int) and getattr(self, name) >= self.vocab_size:
+                setattr(self, name, None)
         self.derive_fields()
+        for name, value in kwargs.items():
+            check_key(type(self), name, value)
+        self._unread = {name: kwargs.pop(name) for name in kwargs.keys() - SHARED_KEYS.keys()}
         super().__post_init__(**kwargs)
-        # the validation after construction runs this again, but hides the ValueError in an error of its own
+        self.validate()
+
+    def _token_ids(self) -> list[str]:
+        return [field.name for field in fields(self) if field.name.endswith("_token_id")]
+
+    def validate(self) -> None:
+        """Refuses what no model can be built from. Runs after construction, and before the configuration is saved."""
         self.validate_architecture()
+        self.validate_output_attentions()
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,12 +229,15 @@ class MaskedDiffusionConfig(PreTrainedConfig):
                 f"{given('partial_rotary_factor')} of heads {self.head_dim} wide are {self.rotary_dim} dimensions; "
                 "choose a factor above 0, at most 1, that gives an even number of them."
             )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"{given('hidden_act')} is not an activation of transformers; LLaDA uses 'silu'.")
+        for name in self._token_ids():
+            ids = getattr(self, name)
+            for token_id in ids if isinstance(ids, list) else [ids]:
+                if token_id is not None and not 0 <= token_id < self.vocab_size:
+                    raise ValueError(
+                        f"`{name}={ids}` is not in the vocabulary of {given('vocab_size')}; write an id from 0 to "
+                        f"{self.vocab_size - 1}, or null."
+                    )
         self._validate_rope_scaling()
-        for name in ("attention_dropout", "embedding_dropout", "residual_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{given(name)} is a probability: give a value from 0 up to, not including, 1.")
 
     def _validate_rope_scaling(self) -> None:
         given = self._given("rope_scaling")
@@ -155,14 +250,26 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         rope_types = [name for name in sorted(ROPE_INIT_FUNCTIONS) if name not in _BATCH_DEPENDENT_ROPE_TYPES]
         if rope_type not in ("default", *rope_types):
             raise ValueError(f"{given} names an unknown `rope_type`; choose from default, {', '.join(rope_types)}.")
-        if factor is None:
-            return
-        if rope_type == "default":
+        if factor is not None and rope_type == "default":
             raise ValueError(
                 f'{given} has a factor and does not say of what; add `"rope_type"`, one of {", ".join(rope_types)}.'
             )
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        if factor is not None and (
+            isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf
+        ):
             raise ValueError(f"{given} stretches texts by a factor of {factor!r}; give a number above 0.")
+        if self.rope_scaling is None or rope_type == "default":
+            return
+        check_rope_settings("rope_scaling", self.rope_scaling)
+        try:
+            self.validate_rope()
+            with torch.device("cpu"):
+                frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](self)
+        # what transformers raises depends on the type, and is a KeyError for a setting that is missing
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{given} gives no frequencies: {type(error).__name__}: {error}") from error
+        if not frequencies.isfinite().all() or len(frequencies) != self.rotary_dim // 2 or not 0 < scaling < 1e3:
+            raise ValueError(f"{given} gives frequencies that are not finite; correct it.")
 
     @property
     def longest_text(self) -> int:
@@ -182,24 +289,24 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         return ["dense"] * self.num_hidden_layers
 
     @property
-    def rope_parameters(self) -> dict[str, Any]:
-        """`dict[str, Any]`: The rope settings as transformers' rope utilities read them."""
-        parameters = {"rope_type": "default", "rope_theta": self.rope_theta, **(self.rope_scaling or {})}
-        parameters["rope_type"] = parameters.pop("type", parameters["rope_type"])
-        if self.partial_rotary_factor != 1:
-            parameters["partial_rotary_factor"] = self.partial_rotary_factor
-        if parameters["rope_type"] in _LENGTH_AWARE_ROPE_TYPES:
-            parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
-        return parameters
+    def rope_parameters(self) -> RopeParameters:
+        """[`RopeParameters`]: The rope settings as transformers' rope utilities read them."""
+        return RopeParameters(self)
 
     @rope_parameters.setter
     def rope_parameters(self, parameters: dict[str, Any]) -> None:
+        if not isinstance(parameters, dict):
+            check_rope_settings("rope_parameters", parameters)
         scaling = dict(parameters)
-        self.rope_theta = scaling.pop("rope_theta", None) or self.rope_theta
+        if (theta := scaling.pop("rope_theta", None)) is not None:
+            self.rope_theta = theta
         factor = scaling.pop("partial_rotary_factor", None)
         if factor not in (None, self.partial_rotary_factor):
             self.partial_rotary_factor = factor
         is_scaled = "factor" in scaling or scaling.get("rope_type", scaling.get("type", "default")) != "default"
+        if not is_scaled:
+            # the validation sees what is stored
+            check_rope_settings("rope_parameters", scaling)
         self.rope_scaling = scaling if is_scaled else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,7 +314,7 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         output.pop("_published_torch_dtype", None)
         if not output.get("auto_map"):
             output.pop("auto_map", None)
-        return output
+        return {**output.pop("_unread", {}), **output}
 
     def to_diff_dict(self) -> dict[str, Any]:
         output = super().to_diff_dict()
@@ -236,8 +343,12 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         if not auto_map:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-        def resolves(target: str) -> bool:
-            return "--" in target or os.path.isfile(os.path.join(save_directory, target.split(".")[0] + ".py"))
+        def resolves(target: str | list[str | None] | None) -> bool:
+            if isinstance(target, list):
+                return all(map(resolves, target))
+            if target is None or "--" in target:
+                return True
+            return os.path.isfile(os.path.join(save_directory, target.split(".")[0] + ".py"))
 
         kept = {auto_class: target for auto_class, target in auto_map.items() if resolves(target)}
         try:
@@ -249,7 +360,6 @@ class MaskedDiffusionConfig(PreTrainedConfig):
             self.auto_map = auto_map
 
 
-@strict
 class MixtureOfExpertsConfig(MaskedDiffusionConfig):
     """
     Base class of the configurations of families with experts.
@@ -265,15 +375,7 @@ class MixtureOfExpertsConfig(MaskedDiffusionConfig):
     }
 
     # the order in which the outputs of a token's experts are added: of the experts or of their scores
-    accumulates_by_expert = False
-
-    def derive_fields(self) -> None:
-        super().derive_fields()
-        # the files store few of these ids; those of the release mean nothing in a smaller vocabulary
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            default = getattr(type(self), name)
-            if getattr(self, name) == default and default >= self.vocab_size:
-                setattr(self, name, None)
+    accumulates_by_expert = Constant(False)
 
     def validate_architecture(self) -> None:
         """Refuses experts that no router can choose from, and what no model can be built from."""
@@ -306,4 +408,4 @@ class MixtureOfExpertsConfig(MaskedDiffusionConfig):
                 )
 
 
-__all__ = ["MaskedDiffusionConfig", "MixtureOfExpertsConfig"]
+__all__ = ["Constant", "MaskedDiffusionConfig", "MixtureOfExpertsConfig", "RopeParameters"]

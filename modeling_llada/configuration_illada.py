@@ -1,11 +1,8 @@
 """Configuration of iLLaDA-8B (arXiv 2606.25331)."""
 
-from huggingface_hub.dataclasses import strict
-
 from .configuration_base import MaskedDiffusionConfig
 
 
-@strict
 class ILLaDAConfig(MaskedDiffusionConfig):
     r"""
     Configuration of an [`ILLaDAModel`]: Llama's key names, grouped-query attention, a tied head. The defaults are

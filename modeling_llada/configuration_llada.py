@@ -2,13 +2,10 @@
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-
 from .configuration_base import MaskedDiffusionConfig
 from .configuration_llada_moe import LLaDAMoEConfig
 
 
-@strict
 class LLaDAConfig(MaskedDiffusionConfig):
     r"""
     Configuration of a [`LLaDAModel`]. The defaults are those of
@@ -146,6 +143,8 @@ class LLaDAConfig(MaskedDiffusionConfig):
 
     def __post_init__(self, **kwargs):
         head_dim = kwargs.pop("head_dim", None)
+        # published twice
+        self.embedding_size = kwargs.pop("embedding_size", None)
         super().__post_init__(**kwargs)
         if head_dim not in (None, self.head_dim):
             raise ValueError(

@@ -1,11 +1,8 @@
 """Configuration of LLaDA2.0, 2.1 and 2.2, mini and flash (arXiv 2512.15745)."""
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_base import MixtureOfExpertsConfig
+from .configuration_base import Constant, MixtureOfExpertsConfig
 
 
-@strict
 class LLaDA2MoeConfig(MixtureOfExpertsConfig):
     r"""
     Configuration of a [`LLaDA2MoeModel`]. The defaults are those of
@@ -115,8 +112,8 @@ class LLaDA2MoeConfig(MixtureOfExpertsConfig):
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
     }
-    block_causal = True
-    float32_logits = True
+    block_causal = Constant(True)
+    float32_logits = Constant(True)
 
     vocab_size: int = 157184
     hidden_size: int = 2048
@@ -207,6 +204,11 @@ class LLaDA2MoeConfig(MixtureOfExpertsConfig):
             "using_split_qkv_in_self_attention": (False,),
         }
         self._refuse_other_values("LLaDA2", implemented)
+        if self.first_k_dense_replace > self.num_hidden_layers:
+            raise ValueError(
+                f"`first_k_dense_replace={self.first_k_dense_replace}` layers without experts are more than "
+                f"`num_hidden_layers={self.num_hidden_layers}`; write at most as many as there are."
+            )
         super().validate_architecture()
 
 

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_base import MixtureOfExpertsConfig
+from .configuration_base import Constant, MixtureOfExpertsConfig
 
 
-@strict
 class LLaDAMoEConfig(MixtureOfExpertsConfig):
     r"""
     Configuration of a [`LLaDAMoEModel`]. The defaults are those of
@@ -111,7 +108,7 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
     }
-    accumulates_by_expert = True
+    accumulates_by_expert = Constant(True)
 
     vocab_size: int = 157184
     hidden_size: int = 2048

@@ -124,7 +124,6 @@ class LLaDAPreTrainedModel(PublishedCheckpointsMixin, PublishedAdaptersMixin, Pr
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDALayer"]
-    _keep_in_fp32_modules_strict = ["expert_bias"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -133,8 +132,6 @@ class LLaDAPreTrainedModel(PublishedCheckpointsMixin, PublishedAdaptersMixin, Pr
     _can_record_outputs = {
         "hidden_states": LLaDALayer,
         "attentions": LLaDAAttention,
-        "router_logits": OutputRecorder(TopKRouter, index=0),
-        "router_indices": OutputRecorder(TopKRouter, index=2),
     }
 
     def __init__(self, config: MaskedDiffusionConfig):
@@ -143,6 +140,8 @@ class LLaDAPreTrainedModel(PublishedCheckpointsMixin, PublishedAdaptersMixin, Pr
                 f"{type(self).__name__} is built from a {self.config_class.__name__}, not from a "
                 f"{type(config).__name__}. `AutoModelForMaskedLM` finds the class that fits a checkpoint."
             )
+        # again, for what was changed since
+        config.validate()
         super().__init__(config)
 
     @classmethod
@@ -404,7 +403,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         """
         is_sampling = num_logits_to_keep is not None
         if output_router_logits is None:
-            output_router_logits = not is_sampling and getattr(self.config, "output_router_logits", False)
+            output_router_logits = not is_sampling and self.config.output_router_logits
         if output_router_logits and is_sampling:
             raise ValueError(
                 "`output_router_logits=True` is about all positions, and with `num_logits_to_keep` the last layer "
@@ -428,14 +427,15 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         if input_ids is not None and not is_sampling and not self.training:
             # only the first column: text that ends in the padding token, the end of text, is given to see it
             self.warn_if_padding_and_no_attention_mask(input_ids[:, :1], attention_mask)
+        # said also where it is false: a configuration with experts may say otherwise
+        recorders = [name for name in self._can_record_outputs if name.startswith("router_")]
+        kwargs |= dict.fromkeys((f"output_{name}" for name in recorders), output_router_logits)
         outputs = self.model(
             has_head=True,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            output_router_logits=output_router_logits,
-            output_router_indices=output_router_logits,
             positions_to_keep=positions_to_keep,
             **kwargs,
         )
@@ -494,29 +494,41 @@ class ILLaDAForCausalLM(LLaDAModelLM):
     backbone_class = ILLaDAModel
 
 
-class LLaDAMoEModel(LLaDAModel):
+class RecordedRouters:
+    """What models with experts can record beside the others."""
+
+    _can_record_outputs = {
+        **LLaDAPreTrainedModel._can_record_outputs,
+        "router_logits": OutputRecorder(TopKRouter, index=0),
+        "router_indices": OutputRecorder(TopKRouter, index=2),
+    }
+
+
+class LLaDAMoEModel(RecordedRouters, LLaDAModel):
     """The backbone of LLaDA-MoE."""
 
     config: LLaDAMoEConfig
 
 
-class LLaDAMoEModelLM(LLaDAModelLM):
+class LLaDAMoEModelLM(RecordedRouters, LLaDAModelLM):
     """LLaDA-MoE with its head."""
 
     config: LLaDAMoEConfig
     backbone_class = LLaDAMoEModel
 
 
-class LLaDA2MoeModel(LLaDAModel):
+class LLaDA2MoeModel(RecordedRouters, LLaDAModel):
     """The backbone of LLaDA2.0, 2.1 and 2.2."""
 
     config: LLaDA2MoeConfig
+    _keep_in_fp32_modules_strict = ["expert_bias"]
 
 
-class LLaDA2MoeModelLM(LLaDAModelLM):
+class LLaDA2MoeModelLM(RecordedRouters, LLaDAModelLM):
     """LLaDA2.0, 2.1 or 2.2 with its head."""
 
     config: LLaDA2MoeConfig
+    _keep_in_fp32_modules_strict = ["expert_bias"]
     backbone_class = LLaDA2MoeModel
 
 
