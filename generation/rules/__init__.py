@@ -20,6 +20,7 @@ from .dream import Bernoulli, DreamSchedule, RemaskingTemperature
 from .editing import Editing
 from .end_of_text import EndsCommittedLast, NoEndProposed
 from .entropy_bound import EntropyBound
+from .entropy_valley import EntropyValley
 from .eos_rejection import EosRejection
 from .factor import Factor
 from .frechet import Frechet
@@ -74,6 +75,7 @@ class RuleSettings(
     EosRejection.Settings,
     Reference.Settings,
     # how long the answer is
+    EntropyValley.Settings,
     InitialLength.Settings,
     MaskInsertion.Settings,
     # what a forward pass computes

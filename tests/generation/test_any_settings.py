@@ -79,6 +79,7 @@ GROUPS = (
     ("frechet_margin", "max_denoising_steps"),
     ("entropy_bound", "steps"),
     ("threshold", "initial_length", "length_step", "length_threshold", "expand_threshold", "expand_factor"),
+    ("length_candidates",),
     ("credit_weight", "credit_decay", "credit_exponent"),
     ("commit_gaps",),
     ("stable_steps", "stable_entropy"),

@@ -195,6 +195,7 @@ RULES = {
     "dual": {"kv_cache": "dual", "threshold": 0.6},
     "several": {"do_sample": True, "num_return_sequences": 3},
     "length": {"initial_length": 5, "length_step": 3, "length_threshold": 0.4, "length_window": 4},
+    "valley": {"length_candidates": [5, 9, 13]},
     "expansion": {
         "threshold": 0.7,
         "initial_length": 5,

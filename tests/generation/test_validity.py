@@ -65,7 +65,7 @@ def test_the_groups():
             "editing_threshold",
         ],
         "when the rest of a block is kept": ["commit_gaps", "stable_steps"],
-        "how many masks there are": ["initial_length"],
+        "how many masks there are": ["length_candidates", "initial_length"],
     }
 
 
