@@ -184,6 +184,41 @@ def in_memory_names(published: Iterable[str], model_type: str) -> dict[str, list
     return names
 
 
+def refuse_two_names(names: Mapping[str, list[str]]) -> None:
+    """
+    Refuses tensors that are there twice, under a published name and the one in memory: nobody knows which of them is
+    meant.
+
+    Args:
+        names (`Mapping[str, list[str]]`):
+            What [`in_memory_names`] gives.
+
+    Raises:
+        ValueError: If there is one, with both of its names.
+    """
+    filled: dict[str, dict[tuple[str | None, str | None], str]] = {}
+    for name, places in names.items():
+        expert = _EXPERT.search(name)
+        # which part of the tensor in memory: a half and an expert, or all of them
+        index, half = expert.groups() if expert else (None, None)
+        for place in places:
+            others = filled.setdefault(place.removeprefix("model."), {})
+            if half is None:
+                same = next(iter(others.values()), None)
+            elif index is None:
+                same = next((other for (kind, _), other in others.items() if kind in (None, half)), None)
+            else:
+                same = next(
+                    (others[key] for key in ((half, index), (half, None), (None, None)) if key in others), None
+                )
+            if same is not None:
+                raise ValueError(
+                    f"`{same}` and `{name}` are two names of one tensor, `{place}` in memory, and both are given. "
+                    "Take out the one that is not meant."
+                )
+            others[half, index] = name
+
+
 def in_memory_tensors(published: Mapping[str, torch.Tensor], model: "PreTrainedModel") -> Mapping[str, torch.Tensor]:
     """
     Brings a state dict to the names in memory.
@@ -195,10 +230,14 @@ def in_memory_tensors(published: Mapping[str, torch.Tensor], model: "PreTrainedM
         model ([`~transformers.PreTrainedModel`]):
             The model they are for.
 
+    Raises:
+        ValueError: If a tensor is there under two names.
+
     Returns:
         `Mapping[str, torch.Tensor]`: The tensors under names in memory, the input itself if all were so already.
     """
     names = in_memory_names(published, model.config.model_type)
+    refuse_two_names(names)
     if all(new == [name] for name, new in names.items()):
         return published
     current = model.state_dict()
@@ -232,5 +271,6 @@ __all__ = [
     "in_memory_names",
     "in_memory_tensors",
     "merged_experts",
+    "refuse_two_names",
     "register_checkpoint_layouts",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 
-from .checkpoint_layouts import LAYOUTS, in_memory_tensors, merged_experts
+from .checkpoint_layouts import LAYOUTS, in_memory_names, in_memory_tensors, merged_experts, refuse_two_names
 from .loading_checks import refuse_integers, refuse_wrong_tensors
 
 
@@ -34,8 +34,17 @@ class PublishedCheckpointsMixin(Base):
         tensors = state_dict
         if tensors is None:
             tensors = {}
+            files: dict[str, str] = {}
             for file in checkpoint_files:
-                tensors.update(load_state_dict(file, map_location="meta"))
+                part = load_state_dict(file, map_location="meta")
+                if both := sorted(tensors.keys() & part.keys()):
+                    raise ValueError(
+                        f"`{both[0]}` is in two files of the checkpoint, {files[both[0]]} and {file}. Remove the one "
+                        "that does not belong to it."
+                    )
+                tensors.update(part)
+                files |= dict.fromkeys(part, file)
+        refuse_two_names(in_memory_names(tensors, model.config.model_type))
         refuse_integers(tensors, load_config)
         layout = LAYOUTS.get(model.config.model_type)
         if layout is not None and layout.has_experts:
@@ -47,6 +56,20 @@ class PublishedCheckpointsMixin(Base):
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
+
+    def to(self, *args, **kwargs):
+        """As in transformers."""
+        try:
+            return super().to(*args, **kwargs)
+        except NotImplementedError as error:
+            # `load_checkpoint_and_dispatch` leaves out tensors with published names, and then moves the model
+            if all(not parameter.is_meta for parameter in self.parameters()):
+                raise
+            raise ValueError(
+                f"This {type(self).__name__} has no weights yet, its tensors are on the meta device. Load it with "
+                "`from_pretrained(folder, device_map=...)`, which reads the published names of tensors; "
+                "`accelerate.load_checkpoint_and_dispatch` reads only those in memory."
+            ) from error
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
