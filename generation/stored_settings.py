@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 
 def read_stored_settings(
     folder_or_repo: str | os.PathLike,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
     token: str | bool | None = None,

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from .checkpoints import check_name, load_checkpoint
@@ -137,7 +137,7 @@ def chat_inputs(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, s
 
 
 def sample(
-    function: Callable, inputs: "BatchEncoding", settings: dict[str, Any], args: argparse.Namespace
+    function: MethodType, inputs: "BatchEncoding", settings: dict[str, Any], args: argparse.Namespace
 ) -> "torch.Tensor":
     """
     Calls `model.generate` or `model.infill`, and reports what it took if asked to.
@@ -145,7 +145,7 @@ def sample(
     Raises:
         ValueError: If the tokens are not those of the model.
     """
-    model = function.__self__
+    model: Any = function.__self__
     tokens, num_embeddings = inputs["input_ids"], model.get_input_embeddings().num_embeddings
     if tokens.numel() and tokens.max() >= num_embeddings:
         raise ValueError(
