@@ -17,7 +17,7 @@ from .denoising import Listener, denoise
 from .forwards.canvas_cache import CanvasCache
 from .forwards.full import FullForward
 from .listeners.stopping import CriteriaStopper, EndOfTextStopper, stopping_criteria_of
-from .listeners.streaming import StreamFeed
+from .listeners.streaming import StreamFeed, ends_streamer
 from .listeners.trace import Trace, TraceRecorder
 from .positional import PositionalProcessors
 from .regions import Region
@@ -85,6 +85,7 @@ class LLaDAGenerationMixin(GenerationMixin):
     sets `generation_config_class = DiffusionGenerationConfig`.
     """
 
+    @ends_streamer
     @torch.no_grad()
     def generate(
         self,
@@ -109,7 +110,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                 More criteria, asked after every block at every position of the answer that got settled in it.
             streamer ([`~transformers.generation.BaseStreamer`], *optional*):
                 Gets the tokens of the sequence by `put` as they settle and, if it has `put_draft`, the rest of the
-                canvas after each step.
+                canvas after each step. It is ended in any case, also by an error.
             kwargs (`dict[str, Any]`, *optional*):
                 `attention_mask` (1 for tokens, 0 for padding on the left), `tokenizer` (needed for `stop_strings`),
                 `cache` (from an earlier output, for a model with block-causal attention; `inputs` is the whole text
@@ -172,6 +173,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             _Call(canvas, config, given, logits_processor, stopping_criteria, streamer, num_positions, True, probe)
         )
 
+    @ends_streamer
     @torch.no_grad()
     def infill(
         self,

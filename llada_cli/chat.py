@@ -32,8 +32,6 @@ def run(args: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             if not typed:
                 raise
-            if "streamer" in settings:
-                settings["streamer"].end()
             print("Stopped; the conversation is as it was before the question.")
         except Exception as error:
             if args.traceback:

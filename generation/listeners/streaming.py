@@ -1,10 +1,39 @@
 """Feeding streamers: settled text once, what is still being denoised as a draft after every step."""
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 
 from ..canvas import Canvas, Delta
 from ..denoising import Listener
 from ..regions import Block
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def ends_streamer(method: Callable[P, R]) -> Callable[P, R]:
+    """
+    A decorator for methods that have an argument `streamer`, and end it themselves when all went well: it is ended
+    when they fail, too. Whoever reads a [`~transformers.TextIteratorStreamer`] in another thread would wait for ever.
+    """
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        streamer = signature.bind(*args, **kwargs).arguments.get("streamer")
+        try:
+            return method(*args, **kwargs)
+        except BaseException:
+            if streamer is not None:
+                streamer.end()
+            raise
+
+    return wrapper
 
 
 class StreamFeed(Listener):
@@ -57,4 +86,4 @@ class StreamFeed(Listener):
         self.streamer.end()
 
 
-__all__ = ["StreamFeed"]
+__all__ = ["StreamFeed", "ends_streamer"]

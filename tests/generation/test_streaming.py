@@ -88,6 +88,30 @@ class TestStreaming:
         with pytest.raises(ValueError, match="batch size 1"):
             model.generate(prompt.expand(2, -1), max_new_tokens=4, streamer=TextStreamer(tiny_tokenizer))
 
+    @pytest.mark.parametrize(
+        "mistake", [{"max_new_tokens": 0}, {"logits_processor": [lambda ids, scores: scores * torch.nan]}]
+    )
+    def test_an_error_ends_the_stream(self, mistake):
+        listener = Listener()
+        with pytest.raises(ValueError):
+            ScriptedModel.writing([11, 12]).generate(PROMPT, streamer=listener, **{"max_new_tokens": 2, **mistake})
+        assert listener.heard[-1] == ("end",)
+        assert listener.heard.count(("end",)) == 1
+
+    def test_an_error_ends_the_stream_of_an_infill(self):
+        listener = Listener()
+        with pytest.raises(ValueError, match="no mask token"):
+            ScriptedModel.writing([11]).infill(PROMPT, streamer=listener)
+        assert listener.heard == [("end",)]
+
+    def test_an_unfinished_stream_can_be_read_to_its_end(self, tiny_tokenizer):
+        model = LLaDAModelLM.from_pretrained(load_golden("llada").folder).eval()
+        streamer = TextIteratorStreamer(tiny_tokenizer, timeout=1)
+        prompt = tiny_tokenizer("hello", return_tensors="pt").input_ids
+        with pytest.raises(ValueError, match="temperature"):
+            model.generate(prompt, max_new_tokens=8, temperature=torch.nan, streamer=streamer)
+        assert "".join(streamer) == ""
+
 
 class TestTrace:
     def trace(self):
