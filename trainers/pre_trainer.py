@@ -22,7 +22,8 @@ from ..modeling_llada.masked_diffusion import noise_generator
 from .data_checks import TokenChecks, first_row, read_text, refuse_unknown_columns, refuse_unread_masks
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
-from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id, refuse_virtual_tokens
+from .diffusion_trainer import find_mask_token_id, refuse_virtual_tokens, refuse_what_needs_logits
+from .masked_objective import MaskedDiffusionTrainerMixin
 from .pretraining_config import LLaDAPreTrainingConfig
 
 
@@ -182,12 +183,7 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs,
     ):
-        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` is not supported: logits are computed for masked tokens only. Leave it out; "
-                    "evaluations report `nll_bound`, `ppl_bound` and accuracies."
-                )
+        refuse_what_needs_logits(kwargs)
         args = as_arguments(args, LLaDAPreTrainingConfig, "LLaDA-pre-training")
         if isinstance(model, str):
             model = AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32)

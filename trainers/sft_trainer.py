@@ -24,7 +24,8 @@ from ..modeling_llada.adapters import lora_target_modules
 from .data_checks import TokenChecks, first_row
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
-from .diffusion_trainer import MaskedDiffusionTrainerMixin, find_mask_token_id, refuse_virtual_tokens
+from .diffusion_trainer import find_mask_token_id, refuse_virtual_tokens, refuse_what_needs_logits
+from .masked_objective import MaskedDiffusionTrainerMixin
 from .sft_config import LLaDASFTConfig
 from .sft_rows import MASK_COLUMNS, tokenize_rows
 
@@ -104,12 +105,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         peft_config: PeftConfig | None = None,
         **kwargs,
     ):
-        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` is not supported: logits are computed for masked tokens only. Leave it out; "
-                    "evaluations report `nll_bound`, `ppl_bound` and accuracies."
-                )
+        refuse_what_needs_logits(kwargs)
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         args = as_arguments(args, LLaDASFTConfig, f"{Path(model_id).name or 'LLaDA'}-SFT")
         loading = {"trust_remote_code": args.trust_remote_code}

@@ -1,0 +1,227 @@
+"""The objective of pre-training and fine-tuning: the bound on the likelihood, its noise, its metrics."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..modeling_llada.masked_diffusion import content_keys, likelihood_bound, noise_generator, reduce_loss
+from .diffusion_trainer import DiffusionTrainerMixin
+from .token_metrics import TrainingSums, bound_metrics, score_rows, split_kinds
+
+
+class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
+    """
+    Trains the bound on the likelihood, and evaluates it. To be inherited before [`~transformers.Trainer`] or a
+    subclass; `__init__` has to call `_init_diffusion` when the base is initialised.
+
+    - **Noise** is a function of (seed, step, micro-step, data-parallel rank), so that a resumed run repeats it and no
+      two processes share it. Strata of the mask ratio span the micro-batches and processes of a step.
+    - **The loss** is divided by what the whole accumulated batch of all processes holds: gradients are those of one
+      large batch, also if its last part is smaller.
+    - **Attention** is that of generation. A block-causal model (LLaDA2) attends to its own block and to earlier ones,
+      in blocks of the length that it generates with. In generation earlier blocks are clean; here they are as noisy as
+      the rest, so that the loss bounds the likelihood, but is not the published objective of block diffusion.
+    - **Evaluation** gives the bound on the negative log-likelihood, the same in every call and for every batch size.
+    """
+
+    # `compute_loss` divides by the whole accumulated batch
+    loss_is_scaled_for_ga = True
+
+    def _init_diffusion(self, eos_token_id: int | None) -> None:
+        super()._init_diffusion(eos_token_id)
+        self.forward_process = self.args.forward_process(self.mask_token_id)
+        # the items of a batch are counted here: the base shifts labels if the class is called "...ForCausalLM"
+        self.model_accepts_loss_kwargs = False
+        self._micro_step = self._rows_before = self._rows_in_step = 0
+        self._train_sums: TrainingSums | None = None
+        self._evaluated_rows: list[torch.Tensor] = []
+
+    def _describe_objective(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "mask ratio": f"{args.mask_schedule}, {args.min_mask_ratio} to {args.max_mask_ratio}",
+            "masks": f"{args.mask_sampling}{', complementary' if args.complementary_masks else ''}",
+            "loss": f"{args.loss_weighting} weight, mean per {args.loss_normalization}",
+        }
+
+    def _lay_out(
+        self, noisy_ids: torch.Tensor, masked: torch.Tensor, labels: torch.Tensor, inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """
+        What the model is given to see of a noisy batch, in training and in evaluation. A hook for objectives whose
+        model sees more than that.
+
+        Args:
+            noisy_ids, masked, labels (of shape `(batch, length)`):
+                Tokens with masks, what is masked, and the tokens under the masks.
+            inputs (`dict`):
+                What else the collator gave, e.g. `attention_mask`.
+
+        Returns:
+            `dict`: Arguments of `forward`.
+        """
+        return {"input_ids": noisy_ids, "labels": labels, "logits_to_keep": masked, **inputs, **self._attention}
+
+    def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Hook for what must be the same for all micro-batches and processes of a step."""
+        return batches
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self._adapt_batches(batches)
+        self._micro_step = self._rows_before = 0
+        self._rows_in_step = sum(len(batch["labels"]) for batch in batches)
+        if self.args.loss_normalization == "token":
+            num_items = sum((batch["labels"] != -100).sum() for batch in batches)
+        else:
+            num_items = self._rows_in_step
+        num_items = torch.as_tensor(num_items, device=device)
+        if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
+            num_items = self.accelerator.reduce(num_items, "sum") // self.get_tp_size()
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        The training loss of one micro-batch. A model with experts adds what keeps their load even, if its
+        configuration has `output_router_logits`, which TRL's trainers set if `router_aux_loss_coef` is not 0.
+
+        Args:
+            model (`torch.nn.Module`):
+                The model, possibly wrapped.
+            inputs (`dict`):
+                A batch of [`DataCollatorForMaskedDiffusion`].
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Not supported.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Sequences or, with `loss_normalization="token"`, trainable tokens of the accumulated batch.
+
+        Returns:
+            `torch.Tensor`: The loss, a scalar.
+
+        Raises:
+            ValueError: If outputs are asked for: logits are computed for masked tokens only.
+        """
+        if return_outputs:
+            raise ValueError("`return_outputs=True` is not supported: logits are computed for masked tokens only.")
+        inputs = dict(inputs)
+        input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
+        maskable = labels != -100
+        rank, num_ranks = self._data_parallel
+        key = (self.args.seed, "train", self.state.global_step)
+        batch = self.forward_process(
+            input_ids,
+            maskable,
+            noise_generator(*key, self._micro_step, rank),
+            noise_generator(*key),
+            offset=rank * self._rows_in_step + self._rows_before,
+            total=max(num_ranks * self._rows_in_step, len(input_ids)),
+        )
+        self._micro_step += 1
+        self._rows_before += len(input_ids)
+        copies = len(batch.masked) // len(input_ids)
+        if copies > 1:
+            labels = labels.repeat(copies, 1)
+            inputs = {name: torch.cat([value] * copies) for name, value in inputs.items()}
+
+        output = model(**self._lay_out(batch.input_ids, batch.masked, labels, inputs), token_losses=True)
+        losses, aux_loss = output.token_losses, getattr(output, "aux_loss", None)
+        row_losses = (batch.weight * losses.sum(dim=1)).view(copies, -1).mean(dim=0)
+        loss = reduce_loss(row_losses, maskable.sum(dim=1), self.args.loss_normalization, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # the items are those of all processes, and the gradient is averaged over them
+            loss = loss * num_ranks
+        if aux_loss is not None:
+            # a mean over the tokens of the micro-batch
+            loss = loss + aux_loss * (1 if num_items_in_batch is None else len(input_ids) / self._rows_in_step)
+        if self.model.training:
+            self._watch(loss)
+            rows = score_rows(losses.detach(), output.correct, batch.masked, labels == self._eos_token_id)
+            trainable = labels != -100
+            visible = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(trainable)
+            sums = TrainingSums.of_batch(rows, batch.ratio, trainable, visible, aux_loss)
+            self._train_sums = sums if self._train_sums is None else self._train_sums + sums
+        return loss
+
+    def _init_training_state(self, *args) -> tuple[int, int]:
+        # an earlier run may have ended between two logging steps
+        self._train_sums = None
+        return super()._init_training_state(*args)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # an evaluation logs too, and has no sums to add
+        if "loss" in logs and self._train_sums is not None:
+            sums = self._train_sums.gather(self.accelerator.reduce)
+            self._train_sums = None
+            logs |= sums.logs()
+            # also of the steps before a resumption
+            seen = next(
+                (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry), 0
+            )
+            logs["num_tokens"] = seen + int(sums.visible) // self.get_tp_size()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        inputs = dict(self._prepare_inputs(inputs))
+        input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
+        maskable = labels != -100
+        eos = labels == self._eos_token_id
+        sums = torch.zeros((), device=labels.device)
+
+        def score(noisy_ids: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+            nonlocal sums
+            output = model(**self._lay_out(noisy_ids, masked, labels, inputs), token_losses=True)
+            sums = sums + score_rows(output.token_losses, output.correct, masked, eos)
+            return output.token_losses
+
+        with self.compute_loss_context_manager():
+            bound = likelihood_bound(
+                score,
+                input_ids,
+                maskable,
+                self.mask_token_id,
+                num_draws=self.args.num_eval_draws,
+                row_keys=content_keys(input_ids, inputs.get("attention_mask")),
+                seed=self.args.eval_seed,
+            )
+        rows = split_kinds(torch.stack([bound, maskable.to(bound.dtype)]), eos)
+        rows = torch.cat([rows, sums[:, :, 1:]], dim=2)
+        # without the rows that fill the last batch of every process
+        self._evaluated_rows.append(self.accelerator.gather_for_metrics(rows).double().cpu())
+        return reduce_loss(bound.sum(dim=1), maskable.sum(dim=1), self.args.loss_normalization), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._evaluated_rows = []
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        if self._evaluated_rows:
+            metrics = bound_metrics(torch.cat(self._evaluated_rows), self.args.loss_normalization)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+__all__ = ["MaskedDiffusionTrainerMixin"]
