@@ -196,7 +196,7 @@ def create_model_card(
         datasets=dataset_name if _is_repo_id(dataset_name) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=sorted({"llada", "masked-diffusion", *(model.model_tags or ()), *tags}),
+        tags=sorted({"llada", "masked-diffusion", *map(escaped, (*(model.model_tags or ()), *tags))}),
     )
     return ModelCard.from_template(
         data,

@@ -197,10 +197,17 @@ def test_names_are_only_names(model: LLaDAModelLM) -> None:
     assert all(char.isprintable() or char == "\n" for char in card.content)
     prose = re.sub("^```.*?^```$", "", card.text, flags=re.DOTALL | re.MULTILINE)
     assert len(re.findall(r"\\<img src=x\\>\\\|\\\[a\\\]", prose)) == prose.count("<img") == 4
-    assert set(card.data.tags) == {"a: b\n- c", "llada", "masked-diffusion"}
+    assert set(card.data.tags) == {r"a: b\n- c", "llada", "masked-diffusion"}
     assert len(re.findall("^# ", prose, re.MULTILINE)) == 1
     (row,) = re.findall(r"^\| leaf.*$", prose, re.MULTILINE)
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_tags_cannot_reorder_the_metadata(model: LLaDAModelLM) -> None:
+    card = create_model_card(model, "ada/leaf", tags=["left\u202eright\u2066", "a: b\n- c"])
+
+    assert "\u202e" not in card.content and "\u2066" not in card.content
+    assert {r"left\u202eright\u2066", r"a: b\n- c"} < set(card.data.tags)
 
 
 @pytest.mark.parametrize("place", ["absolute", "relative", "nested", "home"])
