@@ -4,6 +4,7 @@ Measures every preset, and the settings between them, against a plain loop.
     python -m benchmarks                    trains the models if need be, measures, writes RESULTS.md
     python -m benchmarks --only 8,192       the workloads whose name holds this
     python -m benchmarks --accelerator      also one step of an 8B model with random weights, on a GPU
+    python -m benchmarks --exact            what each rule loses, exactly, on models small enough: docs/samplers.md
 """
 
 import argparse
@@ -18,6 +19,7 @@ from transformers.utils import logging
 from llada import LLaDAConfig
 
 from .accelerator import draw_model, measure_steps
+from .certificates import write_certificates
 from .decoding import measure
 from .report import as_dict, hardware, table, write
 from .roofline import H200, Device, forward_bound, probe
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--tiny", action="store_true", help="a model of a few weights, in seconds: figures mean nothing"
     )
     parser.add_argument("--accelerator", action="store_true", help="also time steps of an 8B model on the GPU")
+    parser.add_argument("--exact", action="store_true", help="only enumerate what each rule samples from")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     parser.add_argument("--cache", type=Path, default=None, help="folder of trained models")
     options = parser.parse_args(arguments)
@@ -48,6 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"no workload has {options.only!r} in its name")
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
+    if options.exact:
+        write_certificates()
+        return
 
     shape = {"hidden_size": 64, "num_layers": 1} if options.tiny else {}
     cache = {"cache": options.cache} if options.cache else {}

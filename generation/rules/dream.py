@@ -125,7 +125,8 @@ class Bernoulli(Rule):
         "reveals by chance",
         "Dream's `origin`, MDLM",
         "nothing",
-        "unbiased samples of the process",
+        "samples of the process: tokens revealed in one step are drawn independently, a bias that falls as one over "
+        "the number of steps",
     )
 
     class Settings(Fields):
