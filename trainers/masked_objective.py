@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..modeling_llada.masked_diffusion import content_keys, likelihood_bound, noise_generator, reduce_loss
+from ..modeling_llada.likelihood_bound import content_keys, likelihood_bound
+from ..modeling_llada.masked_diffusion import noise_generator, reduce_loss
 from .diffusion_trainer import DiffusionTrainerMixin
 from .token_metrics import TrainingSums, bound_metrics, score_rows, split_kinds
 

@@ -11,7 +11,8 @@ from torch.optim import SGD
 from training_probes import NoiseRecorder, mask_every_other, parameters_of
 
 from llada import DataCollatorForMaskedDiffusion
-from llada.modeling_llada.masked_diffusion import content_keys, likelihood_bound, masked_cross_entropy
+from llada.modeling_llada.likelihood_bound import content_keys, likelihood_bound
+from llada.modeling_llada.masked_diffusion import masked_cross_entropy
 from llada.trainers.diffusion_trainer import stage_factor
 
 
