@@ -12,6 +12,7 @@ from transformers.utils import TransformersKwargs
 
 from ..generation.forwards.canvas_cache import CanvasCache
 from .configuration_base import MaskedDiffusionConfig
+from .exact_buffers import ExactBuffersMixin
 from .kept_positions import take_positions
 
 
@@ -32,10 +33,12 @@ class LLaDARMSNorm(nn.Module):
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
 
 
-class LLaDARotaryEmbedding(nn.Module):
+class LLaDARotaryEmbedding(ExactBuffersMixin, nn.Module):
     """
     Cosines and sines of the rotary embedding, in float32 if the model rotates in full precision (LLaDA-8B) and in the
     activation dtype otherwise.
+
+    The frequencies are not rounded: an error of 1e-3 turns far positions by radians.
     """
 
     inv_freq: torch.Tensor
@@ -64,15 +67,8 @@ class LLaDARotaryEmbedding(nn.Module):
         exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
 
-    def _apply(self, fn, recurse=True):
-        # `model.to(torch.bfloat16)` must not round the frequencies: an error of 1e-3 turns far positions by radians
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            if buffer.is_meta:
-                buffer, _ = self.compute_rope_parameters()
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
+    def recomputed_buffer(self) -> torch.Tensor:
+        return self.compute_rope_parameters()[0]
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_base import MixtureOfExpertsConfig
+from .exact_buffers import ExactBuffersMixin
 
 
 class RoutingBlocks(NamedTuple):
@@ -116,10 +117,11 @@ class SoftmaxRouter(TopKRouter):
         return logits, self._scaled(scores).to(logits.dtype), indices
 
 
-class SigmoidRouter(TopKRouter):
+class SigmoidRouter(ExactBuffersMixin, TopKRouter):
     """
     The router of LLaDA2. Every expert has a probability of its own. A bias per expert, which balances their load,
-    takes part in the choice but not in the weights. Everything is computed in float32.
+    takes part in the choice but not in the weights. Everything is computed in float32, and the bias is not rounded:
+    experts a rounding apart would change places.
 
     Two rules narrow the choice down: in LLaDA2.0 and 2.1, to the experts of the groups whose two best are best
     together; in LLaDA2.2, where the configuration has an `expert_capacity`, to the experts that are best for any token
@@ -134,15 +136,6 @@ class SigmoidRouter(TopKRouter):
         self.num_groups = 1 if self.expert_capacity else config.n_group or 1
         self.topk_group = config.topk_group
         self.register_buffer("expert_bias", torch.zeros(config.num_experts, dtype=torch.float32))
-
-    def _apply(self, fn, recurse=True):
-        # `model.to(torch.bfloat16)` must not round the bias: experts a rounding apart would change places
-        exact = self.expert_bias
-        super()._apply(fn, recurse)
-        if self.expert_bias.dtype != torch.float32:
-            source = self.expert_bias if exact.is_meta else exact
-            self.expert_bias = source.to(self.expert_bias.device, torch.float32)
-        return self
 
     def forward(
         self, hidden_states: torch.Tensor, blocks: RoutingBlocks | None = None
