@@ -16,7 +16,22 @@ from llada import (
 )
 
 
-__all__ = ["peaked_llada", "tiny_illada", "tiny_llada", "tiny_llada2_moe", "tiny_llada_moe", "tiny_settings"]
+__all__ = [
+    "as_block_causal",
+    "peaked_llada",
+    "tiny_illada",
+    "tiny_llada",
+    "tiny_llada2_moe",
+    "tiny_llada_moe",
+    "tiny_settings",
+]
+
+
+def as_block_causal(model: LLaDAModelLM) -> LLaDAModelLM:
+    """The model, attending block-causally, which is a property of a family and no setting: small and dense."""
+    config = model.config
+    config.__class__ = type("BlockCausalConfig", (type(config),), {"block_causal": True})
+    return model
 
 
 def tiny_settings(**overrides: Any) -> dict[str, Any]:

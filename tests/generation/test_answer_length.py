@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scripted_model import EOS, MASK, ScriptedModel
-from tiny_models import peaked_llada, tiny_llada
+from tiny_models import as_block_causal, peaked_llada, tiny_llada
 
 from llada.generation.rules.daedal import end_confidence
 
@@ -132,7 +132,7 @@ def test_refusals():
     prompt = torch.tensor([[1, 2]])
     with pytest.raises(ValueError, match="needs full attention and `eos_token_id`"):
         model.generate(prompt, max_new_tokens=8, initial_length=4, eos_token_id=[])
-    model.config.block_causal = True
+    as_block_causal(model)
     with pytest.raises(ValueError, match="`initial_length=4` asks the model where its text ends"):
         model.generate(prompt, max_new_tokens=8, initial_length=4)
 

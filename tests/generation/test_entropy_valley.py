@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scripted_model import MASK, ScriptedModel
-from tiny_models import peaked_llada, tiny_llada
+from tiny_models import as_block_causal, peaked_llada, tiny_llada
 
 from llada import DiffusionGenerationConfig
 
@@ -86,6 +86,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="`length_candidates` must be a list of integers, at least 1"):
         DiffusionGenerationConfig(length_candidates=[4, 0])
     model = tiny_llada()
-    model.config.block_causal = True
+    as_block_causal(model)
     with pytest.raises(ValueError, match=r"`length_candidates=\[4, 6\]` is for models with full attention"):
         model.generate(torch.tensor([[1, 2]]), max_new_tokens=8, length_candidates=[4, 6])

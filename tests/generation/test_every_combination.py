@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from tiny_models import peaked_llada
+from tiny_models import as_block_causal, peaked_llada
 
 from llada import DiffusionGenerationConfig
 from llada.generation.validity import check_complete
@@ -105,8 +105,7 @@ def models():
         ).double()
         # an end of text now and then
         model.get_output_embeddings().weight.data[42] *= 1.6
-        model.config.block_causal = block_causal
-        models[block_causal] = model
+        models[block_causal] = as_block_causal(model) if block_causal else model
     return models
 
 

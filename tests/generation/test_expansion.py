@@ -6,7 +6,7 @@ import pytest
 import torch
 from naive_expansion import naive_daedal
 from scripted_model import EOS, MASK, ScriptedModel
-from tiny_models import peaked_llada, tiny_llada
+from tiny_models import as_block_causal, peaked_llada, tiny_llada
 
 from benchmarks.counters import DispatchCounter
 from llada import DiffusionGenerationConfig
@@ -337,7 +337,7 @@ class TestRefusals:
 
     def test_block_causal_models(self):
         model = tiny_llada()
-        model.config.block_causal = True
+        as_block_causal(model)
         with pytest.raises(ValueError, match="needs full attention and `eos_token_id`"):
             model.generate(self.prompt, **SETTINGS, kv_cache=None)
 

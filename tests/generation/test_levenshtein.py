@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scripted_model import EOS, MASK, ScriptedModel
+from tiny_models import as_block_causal
 
 from llada import DiffusionGenerationConfig
 from llada.generation import preset
@@ -85,7 +86,7 @@ class TestByHand:
 
 def writing(script):
     model = ScriptedModel(script)
-    model.config.block_causal = True
+    as_block_causal(model)
     model.generation_config = DiffusionGenerationConfig().with_defaults(model.config)
     return model
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scripted_model import EOS, MASK, ScriptedModel
-from tiny_models import peaked_llada, tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
+from tiny_models import as_block_causal, peaked_llada, tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 from transformers import MaxLengthCriteria, MaxTimeCriteria
 
 from llada.generation import preset
@@ -221,7 +221,8 @@ def test_what_is_put_is_the_sequence(rule, stop):
     settings = {"pad_token_id": 41, **RULES[rule], **STOPS[stop]}
     model = peaked_llada(0, num_hidden_layers=1)
     model.get_output_embeddings().weight.data[42] *= 1.8
-    model.config.block_causal = rule == "block-causal"
+    if rule == "block-causal":
+        as_block_causal(model)
     for lengths in ((6,), (6, 3, 5)):
         prompts, attention_mask = batch_of(*lengths)
         for block_length in (4, 32):

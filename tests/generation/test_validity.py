@@ -6,7 +6,7 @@ from itertools import combinations, product
 import pytest
 import torch
 from installed_wheel import ROOT
-from tiny_models import tiny_llada
+from tiny_models import as_block_causal, tiny_llada
 
 from llada import DiffusionGenerationConfig
 from llada.generation.arguments import read_arguments
@@ -359,7 +359,7 @@ def test_the_delayed_cache_takes_one_row():
 )
 def test_plans_that_block_causal_models_do_not_have(settings):
     model = tiny_llada()
-    model.config.block_causal = True
+    as_block_causal(model)
     with pytest.raises(ValueError, match="is for models with full attention"):
         model.generate(torch.tensor([[1, 2]]), max_new_tokens=6, threshold=0.5, block_length=4, **settings)
     with pytest.raises(ValueError, match='use "block", which is exact'):
