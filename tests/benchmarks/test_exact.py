@@ -78,7 +78,6 @@ def test_any_order_is_the_mean_over_orders(model):
             for place in order:
                 likelihood[number] += predict(model, tuple(canvas))[place, text[place]].log()
                 canvas[place] = text[place]
-            # divided by the number of orders, below
         likelihood[number] /= len(list(permutations(range(length))))
         for order in permutations(range(3)):
             canvas, chance = [MASK] * 3, 1.0
@@ -138,7 +137,8 @@ def test_every_rule_is_measured_or_said_not_to_be():
     # the default order and the plan of steps are what the others are compared with
     measured = set().union(*(rules_of(settings) for settings in CASES.values())) | {"ByConfidence"}
     assert measured | set(NOT_MEASURED) == {rule.__name__ for rule in RULES}
-    assert not measured & set(NOT_MEASURED)
+    # inserting and deleting go with token editing where there are control tokens
+    assert measured & set(NOT_MEASURED) == {"Levenshtein"}
 
 
 def committed_table() -> dict[str, list[str]]:
