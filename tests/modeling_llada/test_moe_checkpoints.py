@@ -215,13 +215,15 @@ class TestMergedExperts:
         assert_same_bytes(tensors_of(tmp_path / "again"), source)
         assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "again")) is LLaDA2MoeModelLM
 
-    def test_another_derivative_is_reported(self, tmp_path):
+    def test_another_derivative_is_refused(self, tmp_path):
         """dInfer's `w1` and `w2` look like the names in memory, and are not read."""
         source = tensors_of(load_golden("llada_moe").folder)
         tensors = {name: tensor for name, tensor in source.items() if ".experts." not in name}
         tensors["model.layers.0.mlp.w1"] = torch.zeros(8, 64, 64)
         write_checkpoint(tmp_path, "llada_moe", tensors)
-        _, info = LLaDAMoEModelLM.from_pretrained(tmp_path, output_loading_info=True)
+        with pytest.raises(ValueError, match=r"lacks 6 of .* holds `model\.layers\.0\.mlp\.w1` instead"):
+            LLaDAMoEModelLM.from_pretrained(tmp_path)
+        _, info = LLaDAMoEModelLM.from_pretrained(tmp_path, output_loading_info=True, ignore_mismatched_sizes=True)
         assert set(info["unexpected_keys"]) == {"model.layers.0.mlp.w1"}
         missing = {f"model.layers.{i}.mlp.experts.{part}" for i in range(3) for part in ("gate_up_proj", "down_proj")}
         assert set(info["missing_keys"]) == missing
