@@ -7,6 +7,7 @@ from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
 from .configuration_llada_moe import LLaDAMoEConfig
+from .feature_extraction import register_feature_extraction
 from .modeling_llada import ILLaDAForCausalLM, LLaDA2MoeModelLM, LLaDAModelLM, LLaDAMoEModelLM
 
 
@@ -21,7 +22,7 @@ MODELS = {
 def register_with_transformers() -> None:
     """
     Register every config and model with `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForCausalLM`,
-    and the tensor names of published checkpoints.
+    the tensor names of published checkpoints, and what `pipeline("feature-extraction")` returns of these models.
 
     All three model classes give the model with the head, as the `auto_map` of most published checkpoints does:
     existing scripts read `AutoModel.from_pretrained(...)(input_ids).logits`. Only the `auto_map` of LLaDA2 names the
@@ -29,6 +30,7 @@ def register_with_transformers() -> None:
     code a checkpoint carries, with and without `trust_remote_code=True`.
     """
     register_checkpoint_layouts()
+    register_feature_extraction()
     for config_class, model_class in MODELS.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for model_type in config_class.other_model_types:

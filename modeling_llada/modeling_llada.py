@@ -443,6 +443,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         output_class = MaskedLMOutput
         fields = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if token_losses:
+            assert labels is not None and isinstance(logits_to_keep, torch.Tensor), "checked above"
             output_class = TokenLossOutput
             fields["token_losses"], fields["correct"] = chunked_cross_entropy(
                 self.lm_head, hidden_states, labels, logits_to_keep

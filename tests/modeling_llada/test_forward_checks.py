@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from demo_checkpoint import load_demo
+from demo_checkpoint import DEMO_FOLDER, load_demo
 from tiny_models import tiny_llada, tiny_llada2_moe
-from transformers import pipeline
+from transformers import BertConfig, BertForMaskedLM, pipeline
 from transformers.utils import TransformersKwargs
 from trl import SFTConfig, SFTTrainer
 
@@ -97,12 +97,24 @@ def test_padding_without_a_mask_is_warned_of_in_generate(messages):
     assert "We strongly recommend passing in an `attention_mask`" in messages.text
 
 
-def test_features_of_the_backbone_are_hidden_states():
+@pytest.mark.parametrize("given", ["by path", "with a head", "the backbone"])
+def test_features_are_hidden_states(given):
     model, tokenizer, _ = load_demo()
     inputs = tokenizer("Mary", return_tensors="pt")
     expected = model(**inputs, output_hidden_states=True).hidden_states[-1]
-    features = pipeline("feature-extraction", model=model.model, tokenizer=tokenizer)
+    chosen = {"by path": str(DEMO_FOLDER), "with a head": model, "the backbone": model.model}[given]
+    features = pipeline("feature-extraction", model=chosen, tokenizer=tokenizer)
     torch.testing.assert_close(features("Mary", return_tensors=True), expected, rtol=0, atol=1e-5)
+
+
+def test_features_of_other_models_are_what_they_were():
+    model = BertForMaskedLM(
+        BertConfig(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    _, tokenizer, _ = load_demo()
+    features = pipeline("feature-extraction", model=model, tokenizer=tokenizer)
+    inputs = tokenizer("Mary", return_tensors="pt")
+    torch.testing.assert_close(features("Mary", return_tensors=True), model(**inputs).logits, rtol=0, atol=1e-5)
 
 
 def test_training_without_masks_is_warned_of(messages):
