@@ -33,7 +33,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     )
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     full, block_causal = ({row["setting"]: row for row in part["rows"]} for part in results["workloads"])
-    assert all(any(f'preset("{name}"' in setting for setting in [*full, *block_causal]) for name in PRESETS)
+    # rollouts are drawn, one token per step: as fast as "exact", and nothing that agrees
+    measured = set(PRESETS) - {"left-to-right"}
+    assert all(any(f'preset("{name}"' in setting for setting in [*full, *block_causal]) for name in measured)
     assert all(0 < row["in_backbone"] < row["in_model"] < 1 for row in [*full.values(), *block_causal.values()])
 
     plain = full["plain loop"]
