@@ -15,29 +15,42 @@ if TYPE_CHECKING:
 
 # a name inside the layers of a backbone, in memory or published; towers for images have layers of their own
 _IN_LAYER = re.compile(r"^(model\.)?(transformer\.blocks|layers)\.\d+\.")
+# a tensor of one expert, whatever stands for its number
+_ONE_EXPERT = re.compile(r"\.mlp\.experts\.(.+)\.(?:gate|up|down)_proj")
 
 
-def refuse_integers(tensors: Mapping[str, torch.Tensor], load_config: "LoadStateDictConfig") -> None:
+def refuse_unreadable(
+    tensors: Mapping[str, torch.Tensor], load_config: "LoadStateDictConfig", num_experts: int | None
+) -> None:
     """
-    Refuses weights that are no floating point numbers, unless a quantisation reads them.
+    Refuses what transformers would read as something else: integers as weights, unless a quantisation reads them, and
+    experts with other numbers than those of the model, which it takes as they come.
 
     Args:
         tensors (`Mapping[str, torch.Tensor]`):
             What is in the files.
         load_config (`LoadStateDictConfig`):
             How transformers loads them.
+        num_experts (`int`, *optional*):
+            How many experts a layer has, if it has any.
 
     Raises:
-        ValueError: If there are any, naming the first.
+        ValueError: If there is any, naming the first.
     """
-    integers = [
-        name for name, tensor in tensors.items() if name.endswith(".weight") and not tensor.is_floating_point()
-    ]
+    weights = {name: tensor for name, tensor in tensors.items() if name.endswith(("bias", "proj", "weight"))}
+    integers = [name for name, tensor in weights.items() if not tensor.is_floating_point()]
     if integers and load_config.hf_quantizer is None:
         raise ValueError(
             f"{_source(load_config)} holds {_listed(integers)} as {tensors[min(integers)].dtype}, which is no weight "
             "without a `quantization_config` in config.json that says how to read them; add it, or use a file with "
             "floating point weights."
+        )
+    numbers = {str(number) for number in range(num_experts or 0)}
+    experts = {name: match[1] for name in tensors if (match := _ONE_EXPERT.search(name))}
+    if others := [name for name, number in experts.items() if number not in numbers]:
+        raise ValueError(
+            f"{_source(load_config)} holds {_listed(others)}, and config.json has `num_experts={num_experts}`, the "
+            "first of which has the number 0. Correct config.json, or download or save the checkpoint again."
         )
 
 
@@ -121,4 +134,4 @@ def _listed(names: Iterable[str]) -> str:
     return f"{shown} and {len(others) - 2} more" if len(others) > 2 else shown
 
 
-__all__ = ["refuse_integers", "refuse_wrong_tensors"]
+__all__ = ["refuse_unreadable", "refuse_wrong_tensors"]

@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 
 from .checkpoint_layouts import LAYOUTS, in_memory_names, in_memory_tensors, merged_experts, refuse_two_names
-from .loading_checks import refuse_integers, refuse_wrong_tensors
+from .loading_checks import refuse_unreadable, refuse_wrong_tensors
 
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class PublishedCheckpointsMixin(Base):
                     )
                 tensors.update(part)
                 files |= dict.fromkeys(part, file)
+        refuse_unreadable(tensors, load_config, getattr(model.config, "num_experts", None))
         refuse_two_names(in_memory_names(tensors, model.config.model_type))
-        refuse_integers(tensors, load_config)
         layout = LAYOUTS.get(model.config.model_type)
         if layout is not None and layout.has_experts:
             for name, tensor in tensors.items():

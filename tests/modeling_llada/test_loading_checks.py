@@ -68,6 +68,18 @@ def test_every_expert_is_needed(name, half, tmp_path):
     assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["llada_moe", "llada2_moe"])
+def test_every_expert_has_its_number(name, tmp_path):
+    """transformers stacks them in order, so that those behind a gap would change places."""
+    source = tensors_of(name)
+    count = len({key.split(".experts.")[1].split(".")[0] for key in source if ".experts." in key})
+    for number in (str(count), "x", "03"):
+        renamed = {key.replace(".1.mlp.experts.3.", f".1.mlp.experts.{number}."): source[key] for key in source}
+        message = rf"holds `model.layers.1.mlp.experts.{number}.down_proj.weight`, .*`num_experts={count}`, the first"
+        with pytest.raises(ValueError, match=message):
+            AutoModelForMaskedLM.from_pretrained(write(tmp_path, name, renamed))
+
+
 def test_missing_and_additional_layers(name, tmp_path):
     key = "n_layers" if name == "llada" else "num_hidden_layers"
     freq = {"moe_layer_freq": [1] * 4} if name == "llada_moe" else {}
@@ -190,10 +202,11 @@ def test_other_shapes_are_named(name, tmp_path):
 
 def test_integers_are_no_weights(name, tmp_path):
     tensors = tensors_of(name)
-    key = next(key for key in tensors if "q_proj" in key or "query_key_value" in key)
-    tensors[key] = tensors[key].to(torch.int32)
-    with pytest.raises(ValueError, match=f"holds `{key}` as torch.int32, which is no weight without a `quantiz"):
-        CLASSES[name].from_pretrained(write(tmp_path, name, tensors))
+    kinds = ("q_proj.weight", "query_key_value.weight", "1.mlp.gate.expert_bias", "wte.weight")
+    for key in (key for key in tensors if key.endswith(kinds)):
+        changed = tensors | {key: tensors[key].to(torch.int32)}
+        with pytest.raises(ValueError, match=f"holds `{key}` as torch.int32, which is no weight without a `quantiz"):
+            CLASSES[name].from_pretrained(write(tmp_path, name, changed))
 
 
 def test_heads_of_subclasses_may_be_new(name, tmp_path):
