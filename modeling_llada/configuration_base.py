@@ -64,6 +64,9 @@ class RopeParameters(dict[str, Any]):
         self._config = config
 
     def __setitem__(self, key: str, value: Any) -> None:
+        # transformers writes what is there already when it validates
+        if key in self and self[key] == value:
+            return
         super().__setitem__(key, value)
         self._config.rope_parameters = dict(self)
 
@@ -169,6 +172,13 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.validate()
 
+    def convert_rope_params_to_dict(self, **kwargs) -> dict[str, Any]:
+        """Leaves the rope settings in their fields, where transformers would move them into one key."""
+        return kwargs
+
+    def standardize_rope_params(self) -> None:
+        """Changes nothing: [`RopeParameters`] are in the form that transformers wants."""
+
     def _token_ids(self) -> list[str]:
         return [field.name for field in fields(self) if field.name.endswith("_token_id")]
 
@@ -258,9 +268,10 @@ class MaskedDiffusionConfig(PreTrainedConfig):
             isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf
         ):
             raise ValueError(f"{given} stretches texts by a factor of {factor!r}; give a number above 0.")
-        if self.rope_scaling is None or rope_type == "default":
+        if self.rope_scaling is not None:
+            check_rope_settings("rope_scaling", self.rope_scaling)
+        if rope_type == "default":
             return
-        check_rope_settings("rope_scaling", self.rope_scaling)
         try:
             self.validate_rope()
             with torch.device("cpu"):

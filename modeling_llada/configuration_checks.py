@@ -23,7 +23,7 @@ SHARED_KEYS: dict[str, Any] = {
     "label2id": dict | None,
     # may be a `Path`
     "name_or_path": Any,
-    "num_labels": int | None,
+    "num_labels": int,
     "output_attentions": bool | None,
     "output_hidden_states": bool | None,
     "problem_type": str | None,
@@ -133,6 +133,9 @@ def check_key(config_class: type[PreTrainedConfig], name: str, value: Any) -> No
         raise ValueError(f"`{name}={value!r}` is not an activation of transformers; LLaDA uses 'silu'.")
     if field in _PROBABILITIES and not 0 <= value < 1:
         raise ValueError(f"`{name}={value!r}` is a probability: write a value from 0 up to, not including, 1.")
+    if field in ("attn_implementation", "experts_implementation") and isinstance(value, dict):
+        if not all(_fits(part, str | None) for part in value.values()):
+            raise ValueError(f"`{name}={value!r}` must name an implementation for every part; write strings or null.")
     if field == "quantization_config" and not (value is None or isinstance(value, dict) or hasattr(value, "to_dict")):
         raise ValueError(f"`{name}={value!r}` is of the wrong type; write an object or null.")
     if field == "auto_map":

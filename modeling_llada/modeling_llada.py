@@ -437,6 +437,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             positions_to_keep=positions_to_keep,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

@@ -66,7 +66,7 @@ def test_every_field_refuses_other_types(name, field):
         ("num_key_value_heads", [0, -4]),
         ("initializer_range", [-1]),
         ("rope_parameters", [7, "x", [1], {"full_attention": {"rope_theta": 5.0}}, {"rope_type": 3}]),
-        ("rope_scaling", [7, {"rope_type": "linear"}, {"rope_type": "llama3", "factor": 2.0}]),
+        ("rope_scaling", [7, {"beta_fast": []}, {"rope_type": "linear"}, {"rope_type": "llama3", "factor": 2.0}]),
         ("rope_scaling", [{"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": None}]),
         ("rope_scaling", [{"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}]),
         ("auto_map", [["x"], {"AutoConfig": 7}, {"AutoTokenizer": ["a.B", 7]}]),
@@ -78,6 +78,7 @@ def test_every_field_refuses_other_types(name, field):
         ("is_encoder_decoder", [True, 1]),
         ("quantization_config", [7]),
         ("output_attentions", [7]),
+        ("attn_implementation", [7, {"": False}]),
     ],
 )
 def test_values_that_no_model_can_have(name, key, values):
@@ -177,6 +178,19 @@ def test_what_was_changed_since_is_checked_before_a_model_is_made():
         LLaDAModelLM(config)
     with pytest.raises(ValueError, match="`num_hidden_layers=0` is out of range"):
         LLaDAModelLM.from_pretrained(load_golden("llada").folder, num_hidden_layers=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tuples_by_default(name):
+    golden = load_golden(name)
+    model = AutoModelForMaskedLM.from_pretrained(golden.folder, return_dict=False)
+    (logits,) = model(IDS)
+    assert torch.equal(logits, model(IDS, return_dict=True).logits)
+
+
+def test_rope_settings_are_saved_as_they_were(tmp_path):
+    scaling = {"type": "yarn", "factor": 2.0}
+    assert written(LLaDAConfig(rope_scaling=dict(scaling)), tmp_path)["rope_scaling"] == scaling
 
 
 def test_lists_in_auto_map_are_those_of_tokenizers(tmp_path):
