@@ -120,7 +120,7 @@ class Enumeration:
         self.words = torch.tensor([token for token in range(model.config.vocab_size) if token != self.mask])
         canvas = Canvas.after_prompt(prompt.expand(LEAST_ROWS, -1), self.length, self.mask)
         region = Region(canvas, config.block_length)
-        setup = Setup(config, model, canvas, region, False, model.config.vocab_size, tuple(switched_on(config)), extra)
+        setup = Setup(config, model, canvas, region, False, model.config.vocab_size, switched_on(config), extra)
         self.propose = make_proposer(setup, PositionalProcessors(canvas, lambda length: LogitsProcessorList()))
         self.selector, self.revision = make_selector(setup), make_revision(setup)
         self.forward = make_forward(setup, self.selector)

@@ -143,7 +143,7 @@ def _check_frequencies(setup: Setup) -> torch.Tensor | None:
 
 def _check_model(setup: Setup) -> None:
     """Refuses plans that a model has no attention for."""
-    for rule, name in switched_on(setup.config).items():
+    for rule, name in setup.rules.items():
         value = getattr(setup.config, name)
         if setup.block_causal and "sees_both_sides" in rule.traits:
             raise ValueError(
@@ -166,7 +166,7 @@ def _check_model(setup: Setup) -> None:
 def _check_rows(setup: Setup) -> None:
     """Refuses rows that a plan would treat differently together and alone."""
     canvas, region = setup.canvas, setup.region
-    for rule, name in switched_on(setup.config).items():
+    for rule, name in setup.rules.items():
         value: Any = getattr(setup.config, name)
         if "aligns_rows" in rule.traits and region.first != region.last:
             raise ValueError(

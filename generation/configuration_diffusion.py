@@ -13,20 +13,6 @@ from .rules import RULES, RuleSettings, settings
 from .validity import check_combinations
 
 
-# what `generate` runs with where neither the call nor the checkpoint says anything
-DEFAULTS = {
-    "max_new_tokens": 128,
-    "block_length": 32,
-    "do_sample": False,
-    "remasking": "low_confidence",
-    "cfg_scale": 0.0,
-    "eos_early_stop": True,
-    "max_post_steps": 16,
-}
-
-# the same for models with block-causal attention, after the model card of LLaDA2.0
-BLOCK_CAUSAL_DEFAULTS = {"threshold": 0.95, "kv_cache": "block"}
-
 # fields that say how many predictions a step keeps: at most one
 SELECTIONS = tuple(
     name for rule in RULES if "how many predictions a step keeps" in rule.decides for name in rule.switches
@@ -83,6 +69,18 @@ class LoopSettings(Fields):
 
 # every field that a GenerationConfig does not have
 SETTINGS: dict[str, Setting] = LoopSettings.declared() | settings()
+
+# what `generate` runs with where neither the call nor the checkpoint says anything
+DEFAULTS = {
+    "max_new_tokens": 128,
+    "do_sample": False,
+    "remasking": "low_confidence",
+    "max_post_steps": SETTINGS["max_post_steps"].default,
+    **{name: field.default for name, field in LoopSettings.declared().items() if field.default is not None},
+}
+
+# the same for models with block-causal attention, after the model card of LLaDA2.0
+BLOCK_CAUSAL_DEFAULTS = {"threshold": 0.95, "kv_cache": "block"}
 
 # fields of a GenerationConfig that are numbers -> what they may be here
 STOCK = {

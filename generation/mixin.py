@@ -297,8 +297,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         check_complete(config, given.get("selector"), given.get("revision"))
         if given.get("generator") is not None:
             canvas.chance = RowChance.of_rows(given["generator"], canvas.tokens, canvas.attention_mask)
-        rules = tuple(switched_on(config))
-        setup = Setup(config, self, canvas, region, block_causal, self.config.vocab_size, rules, given)
+        setup = Setup(config, self, canvas, region, block_causal, self.config.vocab_size, switched_on(config), given)
         processors = PositionalProcessors(canvas, self._processor_factory(config, call.logits_processor, canvas))
         propose, selector, revision = make_proposer(setup, processors), make_selector(setup), make_revision(setup)
         forward = make_forward(setup, selector)

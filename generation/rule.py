@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Real
 from typing import Any, ClassVar, get_args
 
@@ -137,8 +138,9 @@ class Fields:
     rule: ClassVar[type["Rule"]]
 
     @classmethod
+    @cache
     def declared(cls) -> dict[str, Setting]:
-        """The fields of the class and of its bases, in the order in which they are declared."""
+        """The fields of the class and of its bases, in the order in which they are declared. Not to be changed."""
         found: dict[str, Setting] = {}
         for base in cls.__bases__:
             if issubclass(base, Fields):
@@ -189,8 +191,8 @@ class Setup:
             Whether the model attends block-causally.
         vocab_size (`int`):
             Number of logits per position.
-        rules (`tuple[type[Rule], ...]`):
-            The rules that are on, those that extend another one first.
+        rules (`dict[type[Rule], str]`):
+            The rules that are on, those that extend another one first, with the field that switches each on.
         extra (`dict[str, Any]`):
             What `generate` was given besides settings.
     """
@@ -201,7 +203,7 @@ class Setup:
     region: Region
     block_causal: bool
     vocab_size: int
-    rules: tuple[type["Rule"], ...]
+    rules: dict[type["Rule"], str]
     extra: dict[str, Any] = field(default_factory=dict)
 
     def first(self, part: str, *args: Any) -> Any:

@@ -1,5 +1,6 @@
 """Which rules are on, and whether they can work together."""
 
+from functools import cache
 from typing import Any
 
 from .rule import Rule
@@ -106,6 +107,7 @@ def check_complete(config: Any, selector: Any = None, revision: Any = None) -> N
         )
 
 
+@cache
 def _owners() -> dict[str, list[type[Rule]]]:
     """The finer settings that need a rule, with the rules that have them."""
     owners: dict[str, list[type[Rule]]] = {}

@@ -94,7 +94,7 @@ RULES: tuple[type[Rule], ...] = tuple(fields.rule for fields in RuleSettings.__b
 
 def settings() -> dict[str, Setting]:
     """The fields of all rules by name. What switches rules on by its value may have the values of all."""
-    found = RuleSettings.declared()
+    found = dict(RuleSettings.declared())
     for name, field in found.items():
         values = tuple(rule.value for rule in RULES if name in rule.switches and rule.value is not None)
         found[name] = replace(field, choices=field.choices + values)
