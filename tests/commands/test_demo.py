@@ -161,7 +161,8 @@ def test_the_program_is_called_as_the_shell_finds_it(tmp_path: Path, monkeypatch
         monkeypatch.chdir(folder)
         monkeypatch.setenv("PATH", path)
         assert how_to_call()[0] == expected
-    # run as `python -m llada`
+    # run as `python -m llada`, from where its Python does not lie
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(ROOT / "llada" / "__main__.py")])
     assert how_to_call() == (f"{sys.executable} -m llada", sys.executable)
 
