@@ -96,7 +96,9 @@ def test_a_repository_without_one(repository, hub):
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
-def test_one_that_the_hub_does_not_give(status, repository, hub):
+def test_one_that_the_hub_does_not_give(status, repository, hub, monkeypatch):
+    # the client asks a Hub that fails five times, and waits in between
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     hub.refusals[f"{repository}/generation_config.json"] = HubError(status, None, "no")
     with pytest.raises(OSError, match=f"(?s)generation_config.json.*{status}|{status}.*generation_config.json"):
         LLaDAModelLM.from_pretrained(repository)
