@@ -7,6 +7,7 @@ attributes of the configuration, not other classes. Routers and experts have fil
 """
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -361,6 +362,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         output_router_logits: bool | None = None,
         token_losses: bool = False,
+        entropy_temperature: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
@@ -389,6 +391,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             token_losses (`bool`, *optional*, defaults to `False`):
                 Whether to return the cross entropy of every token instead of logits, which are then computed for a
                 few positions at a time. Scored is where the boolean `logits_to_keep` is true and there is a label.
+            entropy_temperature (`float`, *optional*):
+                With `token_losses`, also return the entropy of every prediction, of logits that are divided by it.
 
         Returns:
             [`~transformers.modeling_outputs.MaskedLMOutput`] with `logits` of shape `(batch, kept, vocab_size)`, or
@@ -399,7 +403,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         Raises:
             ValueError: See [`LLaDAModel.forward`]; or if routers are to be recorded that do not exist, that the loss
                 cannot reach, or where the last layer leaves positions out; or if losses of tokens are asked for
-                without labels or mask.
+                without labels or mask, or their entropies without losses or at no temperature.
         """
         is_sampling = num_logits_to_keep is not None
         if output_router_logits is None:
@@ -416,6 +420,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             raise ValueError(
                 "`token_losses=True` needs `labels` and a boolean `logits_to_keep`, and no `num_logits_to_keep`; "
                 "write e.g. `logits_to_keep=labels != -100`."
+            )
+        if entropy_temperature is not None and not (token_losses and 0 < entropy_temperature < math.inf):
+            raise ValueError(
+                f"`entropy_temperature={entropy_temperature}` needs `token_losses=True`, and to be above 0; write 1 "
+                "for the entropy of the model's distribution."
             )
         positions_to_keep = wanted = None
         if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
@@ -446,8 +455,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         if token_losses:
             assert labels is not None and isinstance(logits_to_keep, torch.Tensor), "checked above"
             output_class = TokenLossOutput
-            fields["token_losses"], fields["correct"] = chunked_cross_entropy(
-                self.lm_head, hidden_states, labels, logits_to_keep
+            fields["token_losses"], fields["correct"], fields["entropies"] = chunked_cross_entropy(
+                self.lm_head, hidden_states, labels, logits_to_keep, entropy_temperature
             )
         else:
             if wanted is None:

@@ -26,15 +26,22 @@ class TokenLossOutput(MoeMaskedLMOutput):
             Cross entropy, 0 where nothing is scored.
         correct (`torch.BoolTensor` of shape `(batch, length)`):
             Where the most likely token is the label.
+        entropies (`torch.FloatTensor` of shape `(batch, length)`, *optional*):
+            Entropy of the prediction in nats, 0 where nothing is scored, with `entropy_temperature`.
     """
 
     token_losses: torch.FloatTensor | None = None
     correct: torch.BoolTensor | None = None
+    entropies: torch.FloatTensor | None = None
 
 
 def chunked_cross_entropy(
-    head: nn.Module, hidden_states: torch.Tensor, labels: torch.Tensor, scored: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    head: nn.Module,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    scored: torch.Tensor,
+    entropy_temperature: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """
     Cross entropy of some positions. Logits are computed for [`CHUNK`] positions at a time and, for gradients, once
     more: peak memory does not grow with the number of positions. Softmax is computed in float32 at least.
@@ -48,18 +55,26 @@ def chunked_cross_entropy(
             The right tokens, -100 where nothing is scored.
         scored (`torch.BoolTensor` of shape `(batch, length)`):
             Which positions are scored.
+        entropy_temperature (`float`, *optional*):
+            Divides the logits whose entropy is computed, too. None is computed if not given.
 
     Returns:
-        `tuple`: Cross entropy and whether the most likely token is the right one (`bool`), both of shape
-        `(batch, length)` and 0 where nothing is scored. The first is differentiable, also if nothing is scored at all.
+        `tuple`: Cross entropy, whether the most likely token is the right one (`bool`), and entropy or `None`, of
+        shape `(batch, length)` and 0 where nothing is scored. The first and the last are differentiable, also if
+        nothing is scored at all.
     """
 
-    def score(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = head(states)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = targets.to(logits.device)
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-        return losses, logits.detach().argmax(dim=-1) == targets
+        correct = logits.detach().argmax(dim=-1) == targets
+        if entropy_temperature is None:
+            return losses, correct
+        # not `torch.special.entr`, whose gradient is infinite where a probability rounds to 0
+        log_probabilities = nn.functional.log_softmax(logits / entropy_temperature, dim=-1)
+        return losses, correct, -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
 
     # layers and head may be on several devices
     states = hidden_states[scored.to(hidden_states.device)]
@@ -67,12 +82,10 @@ def chunked_cross_entropy(
     parts = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks[:-1]]
     # the backward pass starts here, so these logits may stay until then
     parts.append(score(*chunks[-1]))
-    losses, correct = (torch.cat(part) for part in zip(*parts, strict=True))
-    scored = scored.to(losses.device)
-    return (
-        losses.new_zeros(scored.shape).masked_scatter(scored, losses),
-        correct.new_zeros(scored.shape).masked_scatter(scored, correct),
-    )
+    scores = [torch.cat(part) for part in zip(*parts, strict=True)]
+    scored = scored.to(scores[0].device)
+    scores = [values.new_zeros(scored.shape).masked_scatter(scored, values) for values in scores]
+    return scores[0], scores[1], scores[2] if len(scores) > 2 else None
 
 
 __all__ = ["CHUNK", "TokenLossOutput", "chunked_cross_entropy"]

@@ -242,7 +242,7 @@ def _linear_model(vocab_size=11):
         assert token_losses
         head = torch.nn.Linear(vocab_size, vocab_size, bias=False)
         head.weight = torch.nn.Parameter(torch.eye(vocab_size))
-        losses, correct = chunked_cross_entropy(head, scale * weight[input_ids], labels, logits_to_keep)
+        losses, correct, _ = chunked_cross_entropy(head, scale * weight[input_ids], labels, logits_to_keep)
         return SimpleNamespace(token_losses=losses, correct=correct)
 
     return weight, model
