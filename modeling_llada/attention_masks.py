@@ -34,18 +34,28 @@ def default_positions(
 
 
 def find_tokens(
-    attention_mask: torch.Tensor | BlockMask | None, cache_position: torch.Tensor | None = None
+    attention_mask: torch.Tensor | BlockMask | None, batch: int, cache_position: torch.Tensor | None = None
 ) -> torch.Tensor | None:
     """
-    What of the input is no padding.
+    What of the input is no padding. With a mask per query position, padding is what does not see itself.
 
     Returns:
-        `torch.BoolTensor` of shape `(batch, length)`, or `None` if the mask does not say: there is none, or it is one
-        per query position.
+        `torch.BoolTensor` of shape `(batch, length)`, or `None` if the mask does not say: there is none, it is one per
+        query position for a part of a canvas, or it is added to the scores.
     """
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask if cache_position is None else attention_mask[:, cache_position]).bool()
+    if attention_mask is None or cache_position is not None:
         return None
-    return (attention_mask if cache_position is None else attention_mask[:, cache_position]).bool()
+    if isinstance(attention_mask, BlockMask):
+        device = attention_mask.kv_indices.device
+        rows = torch.arange(attention_mask.shape[0], device=device).unsqueeze(1)
+        places = torch.arange(attention_mask.shape[-1], device=device)
+        return attention_mask.mask_mod(rows, torch.zeros_like(rows), places, places).expand(batch, -1)
+    if attention_mask.is_floating_point():
+        return None
+    by_head = attention_mask if attention_mask.ndim == 3 else attention_mask[:, 0]
+    return by_head.diagonal(dim1=1, dim2=2).bool().expand(batch, -1)
 
 
 def expand_attention_mask(

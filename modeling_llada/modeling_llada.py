@@ -42,7 +42,7 @@ from .published_checkpoints import PublishedCheckpointsMixin
 from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
 from .routers import ROUTERS, RoutingBlocks, TopKRouter, find_cut_block, find_routing_blocks
-from .token_losses import TokenLossOutput, chunked_cross_entropy
+from .token_losses import TokenLossOutput, chunked_cross_entropy, find_leading_positions
 
 
 # arguments of `from_pretrained` that say where a configuration is
@@ -301,7 +301,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
                     f"`block_length={block_length}` is not a multiple of {self.config.block_size}, the length of the "
                     "blocks whose tokens share experts (`config.block_size`): tokens would depend on later blocks."
                 )
-            is_token = find_tokens(attention_mask, cache_position)
+            is_token = find_tokens(attention_mask, batch, cache_position)
             routing_blocks = find_routing_blocks(position_ids, is_token, batch, self.config.block_size)
             if past_key_values is not None:
                 inexact = find_cut_block(position_ids, self.config.block_size)
@@ -391,6 +391,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             token_losses (`bool`, *optional*, defaults to `False`):
                 Whether to return the cross entropy of every token instead of logits, which are then computed for a
                 few positions at a time. Scored is where the boolean `logits_to_keep` is true and there is a label.
+                Both may be shorter than the input. They are for its first positions then, and the last layer computes
+                no others.
             entropy_temperature (`float`, *optional*):
                 With `token_losses`, also return the entropy of every prediction, of logits that are divided by it.
 
@@ -431,6 +433,12 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             positions_to_keep = true_first(logits_to_keep, max(num_logits_to_keep))
             is_wanted = logits_to_keep.gather(1, positions_to_keep)
             wanted = true_first(is_wanted.flatten(), sum(num_logits_to_keep))
+        if token_losses:
+            assert labels is not None and isinstance(logits_to_keep, torch.Tensor), "checked above"
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            scored = find_leading_positions(given, labels, logits_to_keep)
+            # routers are looked at where they see all positions
+            positions_to_keep = None if output_router_logits else scored
         if input_ids is not None and labels is not None and not token_losses:
             self.look_at_training(input_ids)
         if input_ids is not None and not is_sampling and not self.training:
@@ -456,7 +464,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             assert labels is not None and isinstance(logits_to_keep, torch.Tensor), "checked above"
             output_class = TokenLossOutput
             fields["token_losses"], fields["correct"], fields["entropies"] = chunked_cross_entropy(
-                self.lm_head, hidden_states, labels, logits_to_keep, entropy_temperature
+                self.lm_head, hidden_states[:, : labels.shape[1]], labels, logits_to_keep, entropy_temperature
             )
         else:
             if wanted is None:
@@ -471,7 +479,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             return output_class(**fields)
 
         recorded = outputs.router_logits, outputs.router_indices
-        aux_loss = router_aux_loss(self.config, *recorded, find_tokens(attention_mask, kwargs.get("cache_position")))
+        is_token = find_tokens(attention_mask, len(hidden_states), kwargs.get("cache_position"))
+        aux_loss = router_aux_loss(self.config, *recorded, is_token)
         if self.training and hidden_states.requires_grad and not aux_loss.requires_grad:
             raise ValueError(
                 "The loss of the routers reaches no weight. Reentrant gradient checkpointing hides them: write "

@@ -35,6 +35,32 @@ class TokenLossOutput(MoeMaskedLMOutput):
     entropies: torch.FloatTensor | None = None
 
 
+def find_leading_positions(given: torch.Tensor, labels: torch.Tensor, scored: torch.Tensor) -> torch.Tensor | None:
+    """
+    The positions of the input that have labels: the first ones.
+
+    Args:
+        given (`torch.Tensor` of shape `(batch, length)` or `(batch, length, hidden_size)`):
+            The input.
+        labels, scored (of shape `(batch, labelled)`):
+            As in [`chunked_cross_entropy`], for as many positions as there are, or fewer.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, labelled)`, or `None` if these are all positions.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    batch, length = given.shape[:2]
+    if labels.shape != scored.shape or labels.shape != (batch, min(labels.shape[-1], length)):
+        raise ValueError(
+            f"`labels` has shape {tuple(labels.shape)} and `logits_to_keep` {tuple(scored.shape)}; write both as "
+            f"{(batch, length)}, or both shorter, for the first positions of the input."
+        )
+    num_labels = labels.shape[1]
+    return None if num_labels == length else torch.arange(num_labels, device=labels.device).expand(batch, -1)
+
+
 def chunked_cross_entropy(
     head: nn.Module,
     hidden_states: torch.Tensor,
@@ -88,4 +114,4 @@ def chunked_cross_entropy(
     return scores[0], scores[1], scores[2] if len(scores) > 2 else None
 
 
-__all__ = ["CHUNK", "TokenLossOutput", "chunked_cross_entropy"]
+__all__ = ["CHUNK", "TokenLossOutput", "chunked_cross_entropy", "find_leading_positions"]

@@ -151,6 +151,31 @@ def test_positions_without_a_label_are_not_scored(batch):
     assert torch.equal(output.correct, expected.correct)
 
 
+def test_labels_of_the_first_positions_alone(model, batch):
+    ids, targets, masked, weights = batch
+    masked[:, 5:] = False
+    widths = []
+    model.model.layers[-1].mlp.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))
+    # the last layer leaves the others out, unless its router is a witness for all
+    for records_routers in {False, "sparse" in model.config.mlp_layer_types}:
+        settings = {"token_losses": True, "output_router_logits": records_routers}
+        whole = model(ids, labels=targets, logits_to_keep=masked, **settings)
+        expected = _gradients(model, whole.token_losses, weights)
+        first = model(ids, labels=targets[:, :5], logits_to_keep=masked[:, :5], **settings)
+        torch.testing.assert_close(first.token_losses, whole.token_losses[:, :5], rtol=0, atol=1e-9)
+        torch.testing.assert_close(_gradients(model, first.token_losses, weights[:, :5]), expected, rtol=0, atol=1e-9)
+        assert widths[-2:] == [LENGTH, LENGTH if records_routers else 5]
+        if records_routers:
+            torch.testing.assert_close(first.aux_loss, whole.aux_loss)
+
+
+@pytest.mark.parametrize("labels", [torch.ones(2, 5).long(), torch.ones(1, 4).long(), torch.ones(2, 3).long()])
+def test_labels_that_do_not_fit_are_refused(labels):
+    scored = torch.ones(2, 4, dtype=torch.bool) if labels.shape[1] == 3 else labels.bool()
+    with pytest.raises(ValueError, match=r"write both as \(2, 4\), or both shorter, for the first positions"):
+        tiny_llada()(torch.ones(2, 4).long(), labels=labels, logits_to_keep=scored, token_losses=True)
+
+
 def test_softmax_is_taken_in_float32(batch):
     ids, targets, masked, _ = batch
     model = tiny_llada().bfloat16()
