@@ -1,5 +1,6 @@
 """What the trainers of masked diffusion models share, whatever they train them for."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PromptLearningConfig
+from peft import LoraConfig, PeftConfig, PromptLearningConfig
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedConfig
 from transformers.trainer_utils import SchedulerType
@@ -16,6 +17,7 @@ from transformers.utils import logging
 
 from ..export.model_card import create_model_card
 from ..generation.configuration_diffusion import DEFAULTS
+from ..modeling_llada.adapters import lora_target_modules
 from ..modeling_llada.checkpoint_layouts import in_memory_names
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import MaskedDiffusionArguments
@@ -54,6 +56,14 @@ def refuse_virtual_tokens(*peft_configs: Any) -> None:
                 f"The adapter is a {type(peft_config).__name__}, whose virtual tokens shift the positions that the "
                 "masks refer to. Write a `LoraConfig`."
             )
+
+
+def complete_adapter(peft_config: PeftConfig | None, config: PreTrainedConfig) -> PeftConfig | None:
+    """The adapter with target modules, if it is a [`~peft.LoraConfig`] without."""
+    if isinstance(peft_config, LoraConfig) and not (peft_config.target_modules or peft_config.target_parameters):
+        peft_config = copy.deepcopy(peft_config)
+        peft_config.target_modules = set(lora_target_modules(config))
+    return peft_config
 
 
 def refuse_what_needs_logits(arguments: dict[str, Any]) -> None:
@@ -218,6 +228,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
 
 __all__ = [
     "DiffusionTrainerMixin",
+    "complete_adapter",
     "find_mask_token_id",
     "refuse_virtual_tokens",
     "refuse_what_needs_logits",

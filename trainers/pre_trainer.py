@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig, get_peft_model
 from pyarrow.compute import list_value_length
 from transformers import (
     AutoModelForMaskedLM,
@@ -14,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
@@ -22,7 +24,12 @@ from ..modeling_llada.masked_diffusion import noise_generator
 from .data_checks import TokenChecks, first_row, read_text, refuse_unknown_columns, refuse_unread_masks
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
-from .diffusion_trainer import find_mask_token_id, refuse_virtual_tokens, refuse_what_needs_logits
+from .diffusion_trainer import (
+    complete_adapter,
+    find_mask_token_id,
+    refuse_virtual_tokens,
+    refuse_what_needs_logits,
+)
 from .masked_objective import MaskedDiffusionTrainerMixin
 from .pretraining_config import LLaDAPreTrainingConfig
 
@@ -77,13 +84,16 @@ def chunk_documents(
     elif text_field not in first:
         refuse_unknown_columns(first, name, f"`input_ids`, or text in `{text_field}` (set `dataset_text_field`)")
     elif tokenizer is None:
-        raise ValueError("The dataset holds text; write `processing_class=tokenizer`, or pass `input_ids`.")
+        raise ValueError(
+            "The dataset holds text; write `processing_class=tokenizer`, on the command line `--tokenizer_name`, or "
+            "pass `input_ids`."
+        )
 
     def read(row: dict[str, Any]) -> list[int]:
         if not is_tokenised:
             assert tokenizer is not None, "checked above"
             text = read_text(row, text_field)
-            return checks.check(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return checks.check(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         ids, trained = checks.read(row)
         if not all(trained):
             raise ValueError(
@@ -146,6 +156,8 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
             Documents, as text or with `input_ids`. `eval_dataset` may be a `dict` of such.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer, required for text.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train, see [`LLaDASFTTrainer`].
         kwargs (*optional*):
             Further arguments of [`~transformers.Trainer`].
 
@@ -181,6 +193,7 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
         **kwargs,
     ):
         refuse_what_needs_logits(kwargs)
@@ -188,7 +201,11 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
         if isinstance(model, str):
             model = AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32)
         checks = TokenChecks(model.config.vocab_size, find_mask_token_id(model.config))
-        refuse_virtual_tokens(*getattr(model, "peft_config", {}).values())
+        refuse_virtual_tokens(peft_config, *getattr(model, "peft_config", {}).values())
+        if peft_config is not None:
+            # the weights of the adapter are drawn
+            set_seed(args.seed)
+            model = get_peft_model(model, complete_adapter(peft_config, model.config))
         if train_dataset is not None:
             first_row(train_dataset, "train")
         eos_token_id = model.config.eos_token_id if processing_class is None else processing_class.eos_token_id

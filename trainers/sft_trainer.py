@@ -1,17 +1,15 @@
 """Supervised fine-tuning of masked diffusion language models on top of TRL."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     DataCollator,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -20,11 +18,15 @@ from transformers.trainer_utils import PredictionOutput
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from ..modeling_llada.adapters import lora_target_modules
 from .data_checks import TokenChecks, first_row
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
-from .diffusion_trainer import find_mask_token_id, refuse_virtual_tokens, refuse_what_needs_logits
+from .diffusion_trainer import (
+    complete_adapter,
+    find_mask_token_id,
+    refuse_virtual_tokens,
+    refuse_what_needs_logits,
+)
 from .masked_objective import MaskedDiffusionTrainerMixin
 from .sft_config import LLaDASFTConfig
 from .sft_rows import MASK_COLUMNS, tokenize_rows
@@ -167,7 +169,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                peft_config=_complete(peft_config, config),
+                peft_config=complete_adapter(peft_config, config),
                 **kwargs,
             )
         finally:
@@ -229,14 +231,6 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                     "dataset unread, so that prompts and padding would be trained. Cut padding off and add a `labels` "
                     "column with -100 outside the response, or drop `skip_prepare_dataset`."
                 )
-
-
-def _complete(peft_config: PeftConfig | None, config: PreTrainedConfig) -> PeftConfig | None:
-    """The adapter with target modules, if it is a [`~peft.LoraConfig`] without."""
-    if isinstance(peft_config, LoraConfig) and not (peft_config.target_modules or peft_config.target_parameters):
-        peft_config = copy.deepcopy(peft_config)
-        peft_config.target_modules = set(lora_target_modules(config))
-    return peft_config
 
 
 __all__ = ["LLaDASFTTrainer"]
