@@ -18,9 +18,9 @@ from pathlib import Path
 from .errors import explain, read_utf8
 
 
-COMMANDS = ("chat", "demo", "export", "generate", "infill", "sft")
+COMMANDS = ("chat", "demo", "export", "generate", "infill", "pretrain", "sft")
 # their options are those of dataclasses, which the command reads itself
-_WITH_PARSER = ("sft",)
+_WITH_PARSER = ("pretrain", "sft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

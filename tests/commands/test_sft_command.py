@@ -1,9 +1,7 @@
 """Fine-tuning from the command line."""
 
-import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 from demo_checkpoint import DEMO_FOLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
-from trl import SFTConfig
 
 from llada import LLaDASFTTrainer
 from llada_cli import main
@@ -146,14 +143,3 @@ def test_a_run_that_ends_early_says_how_to_go_on(
     else:
         assert "The loss of step 3 is not finite" in error
         assert f"--learning_rate 0.0025 --resume_from_checkpoint {folder / 'checkpoint-2'}" in error
-
-
-def test_help_lists_our_options_in_a_group_of_their_own(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["sft", "--help"])
-    assert stopped.value.code == 0
-    theirs, _, ours = capsys.readouterr().out.partition("\nmasked diffusion:\n")
-    listed = {text: set(re.findall(r"^  --(\w+)", text, re.MULTILINE)) for text in (theirs, ours)}
-    assert {"mask_sampling", "eos_fill", "loss_weighting"} <= listed[ours]
-    assert {"learning_rate", "dataset_name", "use_peft"} <= listed[theirs]
-    assert not listed[ours] & {field.name for field in dataclasses.fields(SFTConfig)}

@@ -1,0 +1,142 @@
+"""What the commands that train share: their options, the dataset, and a run from the first step to the Hub."""
+
+import argparse
+import copy
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+# titles of the groups of `--help`, by the class that has the options
+_TITLES = {"ScriptArguments": "dataset", "ModelConfig": "model and adapter", "TrainingArguments": "training"}
+_TRL, _OURS = "training with trl", "masked diffusion"
+
+
+def add_parser(parser: argparse.ArgumentParser) -> None:
+    """Adds what no dataclass has. The other options are left in `args.rest`, for `parse`."""
+    parser.add_argument("--config", metavar="FILE", help="a YAML file with options; those typed go before it")
+
+
+def parse(args: argparse.Namespace, description: str | None, *dataclasses: Any) -> tuple[Any, ...]:
+    """
+    Reads the options of a command that trains, from the command line and from the file that `--config` names.
+
+    Args:
+        args (`argparse.Namespace`): What the command line has read, with `command`, `config` and `rest`.
+        description (`str`, *optional*): What `--help` says first, the docstring of the command's module.
+        dataclasses (`type`): Whose fields are options, as `trl.ModelConfig`, those of the trainer last.
+
+    Returns:
+        `tuple`: One instance of each dataclass.
+    """
+    from trl import TrlParser
+
+    parser = TrlParser(
+        dataclasses,
+        prog=f"llada {args.command}",
+        usage="%(prog)s [--config FILE] [OPTION VALUE ...]",
+        description=description,
+        formatter_class=_Formatter,
+    )
+    _group(parser, dataclasses)
+    # read already: for `--help`
+    add_parser(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error came up")
+    given = args.rest if args.config is None else ["--config", args.config, *args.rest]
+    return parser.parse_args_and_config(given)[: len(dataclasses)]
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves descriptions as they are, and shows one of two spellings: `--learning-rate` is `--learning_rate`."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        action = copy.copy(action)
+        action.option_strings = [text for text in action.option_strings if "-" not in text.lstrip("-")]
+        return super()._format_action_invocation(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def _group(parser: argparse.ArgumentParser, dataclasses: Iterable[Any]) -> None:
+    """Divides the options by who has them, ours last: among the hundreds of a trainer nobody would find them."""
+    titles: dict[str, str] = {}
+    for dataclass in dataclasses:
+        for parent in filter(is_dataclass, reversed(dataclass.__mro__)):
+            title = _TITLES.get(parent.__name__, _TRL if parent.__module__.startswith("trl.") else _OURS)
+            for field in fields(parent):
+                titles.setdefault(field.name, title)
+    groups = {title: parser.add_argument_group(title) for title in (*_TITLES.values(), _TRL, _OURS)}
+    for action in [action for action in parser._optionals._group_actions if action.dest in titles]:
+        parser._optionals._group_actions.remove(action)
+        groups[titles[action.dest]]._group_actions.append(action)
+
+
+def load_datasets(script: Any, config: Any) -> tuple[Any, Any]:
+    """
+    The splits of the dataset that the options name.
+
+    Args:
+        script (`trl.ScriptArguments`): Which dataset, and which splits of it.
+        config (`transformers.TrainingArguments`): Whether there are evaluations.
+
+    Returns:
+        `tuple`: What is trained on and what is evaluated on, `None` without evaluations.
+
+    Raises:
+        ValueError: If no dataset is named.
+    """
+    if script.dataset_name is None:
+        raise ValueError("What is trained on? Write `--dataset_name`: a dataset on the Hub, a folder, or a file.")
+    train_dataset = _load_split(script, script.dataset_train_split)
+    return train_dataset, None if config.eval_strategy == "no" else _load_split(script, script.dataset_test_split)
+
+
+def _load_split(script: Any, split: str) -> Any:
+    """One split. A file is all of the split `train`, and a text file is one document."""
+    from datasets import load_dataset
+
+    options = {"split": split, "streaming": script.dataset_streaming}
+    path = Path(script.dataset_name)
+    if builder := _BUILDERS.get(path.suffix):
+        files = {"data_files": script.dataset_name}
+    elif any(path.glob("**/*.txt")):
+        builder, files = "text", {"data_dir": script.dataset_name}
+    else:
+        return load_dataset(script.dataset_name, script.dataset_config, **options)
+    return load_dataset(builder, **files, **({"sample_by": "document"} if builder == "text" else {}), **options)
+
+
+def loading_options(model: Any) -> dict[str, Any]:
+    """Keywords of `from_pretrained`, from a `trl.ModelConfig`."""
+    return {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+
+
+def train(trainer: Any, script: Any) -> None:
+    """
+    Trains, from a checkpoint if the arguments name one, and saves the model with its card, on the Hub too if asked to.
+
+    Args:
+        trainer (`transformers.Trainer`): A trainer of this package.
+        script (`trl.ScriptArguments`): Which dataset the card names.
+    """
+    config = trainer.args
+    resume = config.resume_from_checkpoint
+    # the option is a text for transformers, which would look for a folder of this name
+    trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
+    trainer.save_model()
+    trainer.create_model_card(dataset_name=script.dataset_name)
+    if trainer.is_world_process_zero():
+        print(f"The model is in {config.output_dir}/.")
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.end()
+
+
+__all__ = ["add_parser", "load_datasets", "loading_options", "parse", "train"]
