@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,7 +11,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
-def find_faults(folder: str | os.PathLike) -> list[str]:
+def find_faults(folder: str | os.PathLike, ranks: Sequence[int] = ()) -> list[str]:
     """
     What keeps a run from being resumed from a folder. Files are not read through: their beginnings and ends say
     whether they are whole.
@@ -19,6 +19,8 @@ def find_faults(folder: str | os.PathLike) -> list[str]:
     Args:
         folder (`str` or `os.PathLike`):
             A folder that [`~transformers.Trainer`] saved a checkpoint to.
+        ranks (`Sequence[int]`, *optional*):
+            The processes that go on from it, if there are several.
 
     Returns:
         `list[str]`: A few words on every file that is missing or was written in part, empty for a checkpoint that is
@@ -27,7 +29,7 @@ def find_faults(folder: str | os.PathLike) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         return ["there is no such folder"]
-    return [*_faults_of_weights(folder), *_faults_of_state(folder)]
+    return [*_faults_of_weights(folder), *_faults_of_state(folder), *_faults_of_noise(folder, ranks)]
 
 
 def _faults_of_weights(folder: Path) -> Iterator[str]:
@@ -79,6 +81,20 @@ def _faults_of_state(folder: Path) -> Iterator[str]:
         yield f"{TRAINER_STATE_NAME} was written in part"
 
 
+def _faults_of_noise(folder: Path, ranks: Sequence[int]) -> Iterator[str]:
+    found = [*folder.glob("rng_state*.pth")]
+    names = [f"rng_state_{rank}.pth" for rank in ranks] or ["rng_state.pth"]
+    # one process writes another name than several do: a run may go on with fewer or more of them
+    if any(("rng_state.pth" == path.name) == bool(ranks) for path in found):
+        names = []
+    for name in names:
+        if not (folder / name).exists():
+            yield f"{name} is missing"
+    for path in sorted(found):
+        if not zipfile.is_zipfile(path):
+            yield f"{path.name} was written in part"
+
+
 def _step_of(folder: Path) -> int | None:
     """The step that a folder is named after, `None` if it is not named like a checkpoint."""
     prefix, _, number = folder.name.rpartition("-")
@@ -86,7 +102,7 @@ def _step_of(folder: Path) -> int | None:
 
 
 def newest_complete(
-    output_dir: str | os.PathLike, before: int | None = None
+    output_dir: str | os.PathLike, ranks: Sequence[int] = (), before: int | None = None
 ) -> tuple[Path | None, dict[Path, list[str]]]:
     """
     The newest checkpoint that is complete.
@@ -94,6 +110,8 @@ def newest_complete(
     Args:
         output_dir (`str` or `os.PathLike`):
             The folder of the run.
+        ranks (`Sequence[int]`, *optional*):
+            See [`find_faults`].
         before (`int`, *optional*):
             A step that the checkpoint has to be older than.
 
@@ -104,7 +122,7 @@ def newest_complete(
     numbered = [(step, path) for path, step in steps.items() if step is not None and (before is None or step < before)]
     skipped: dict[Path, list[str]] = {}
     for _, folder in sorted(numbered, reverse=True):
-        faults = find_faults(folder)
+        faults = find_faults(folder, ranks)
         if not faults:
             return folder, skipped
         skipped[folder] = faults

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ class ResumableTrainerMixin(Base):
     - **A loss or gradient that is not finite** ends the run before anything is saved from it. It is looked for at
       logging steps, where the loss is read anyway, before a checkpoint and at the end.
     - **Checkpoints** are resumed from if they are complete. A lower `learning_rate` than that of the checkpoint holds.
-    - **Streams** go on in the pass over the data, and at the place in it, where the checkpoint was saved.
+    - **Streams** go on in the pass over the data, and at the place in it, where the checkpoint was saved. The batches
+      at the end of a pass that do not fill a step are left out.
     """
 
     # on the device: the first step with a loss that is not finite, infinite as long as there is none
@@ -71,11 +73,19 @@ class ResumableTrainerMixin(Base):
             # in place of a traceback through the step that happened to run
             raise KeyboardInterrupt(self._how_to_resume()) from None
 
+    @property
+    def _ranks(self) -> list[int]:
+        """The processes whose random numbers a checkpoint holds, on this machine."""
+        args = self.args
+        if args.world_size == 1:
+            return []
+        return [args.process_index] if args.save_on_each_node else [*range(args.world_size)]
+
     def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         if resume_from_checkpoint is None or resume_from_checkpoint is False:
             return None
         if resume_from_checkpoint is not True:
-            faults = find_faults(resume_from_checkpoint)
+            faults = find_faults(resume_from_checkpoint, self._ranks)
             if faults:
                 raise ValueError(
                     f"The checkpoint {os.fspath(resume_from_checkpoint)} is not complete: {'; '.join(faults)}. A run "
@@ -83,7 +93,7 @@ class ResumableTrainerMixin(Base):
                     "complete one, or load the weights alone with `from_pretrained` and start a new run."
                 )
             return resume_from_checkpoint
-        found, skipped = newest_complete(self.args.output_dir)
+        found, skipped = newest_complete(self.args.output_dir, self._ranks)
         lacking = [f"{path.name} ({'; '.join(faults)})" for path, faults in skipped.items()]
         if found is None:
             there_are = f"it has {', '.join(lacking)}" if lacking else "it has none"
@@ -97,13 +107,29 @@ class ResumableTrainerMixin(Base):
 
     def _how_to_resume(self) -> str:
         done = f"Interrupted after step {self.state.global_step} of {self.state.max_steps}."
-        found, _ = newest_complete(self.args.output_dir)
+        found, _ = newest_complete(self.args.output_dir, self._ranks)
         if found is None:
             return f"{done} There is no checkpoint to resume from; `save_steps` says how often one is written."
         return (
             f"{done} To go on from {found}, call `trainer.train(resume_from_checkpoint=True)`, or write "
             "`--resume_from_checkpoint true` on the command line."
         )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) == num_batches or has_length(self.train_dataset):
+            return batches, num_items
+        # the base does not know that a stream is at its end, and would add their gradient to the next pass
+        if self.state.global_step == 0:
+            raise ValueError(
+                f"The stream has {len(batches)} batches per process, and a step takes {num_batches}. Lower "
+                "`gradient_accumulation_steps` or `per_device_train_batch_size`, or add data."
+            )
+        # or it would ask as often as the run has steps
+        self.control.should_epoch_stop = True
+        return [], None
 
     def _watch(self, loss: torch.Tensor) -> None:
         """Notes on the device whether a loss is finite."""
@@ -127,7 +153,7 @@ class ResumableTrainerMixin(Base):
         if math.isinf(step):
             return
         lower = f"{self.args.learning_rate / 4:g}"
-        found, _ = newest_complete(self.args.output_dir, before=int(step))
+        found, _ = newest_complete(self.args.output_dir, self._ranks, before=int(step))
         if found is None:
             advice = (
                 f"There is no checkpoint before it. Look at what the data of that step holds, start again with a "

@@ -4,15 +4,18 @@ import logging
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_probes import NoiseRecorder, parameters_of
 from transformers import TrainerCallback
 
 from llada import LLaDAPreTrainer, LLaDAPreTrainingConfig, LLaDASFTTrainer
+from llada.trainers.checkpoint_files import find_faults
 
 
 # transformers reads the config.json of a checkpoint without knowing its class
@@ -181,6 +184,8 @@ DAMAGES = {
     "optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "part of optimizer": (lambda folder: _cut(folder / "optimizer.pt"), "optimizer.pt was written in part"),
     "scheduler": (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing"),
+    "random numbers": (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    "part of random numbers": (lambda folder: _cut(folder / "rng_state.pth"), "rng_state.pth was written in part"),
     "state": (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
     "part of state": (lambda folder: _cut(folder / "trainer_state.json"), "trainer_state.json was written in part"),
     "all": (shutil.rmtree, "there is no such folder"),
@@ -228,7 +233,7 @@ def test_not_to_resume_can_be_said(make_trainer):
 def test_weights_that_were_saved_alone_are_no_checkpoint(make_trainer, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
     make_trainer(**settings).train()
-    with pytest.raises(ValueError, match="optimizer.pt is missing; scheduler.pt is missing"):
+    with pytest.raises(ValueError, match="optimizer.pt is missing; scheduler.pt is missing; rng_state.pth is missing"):
         make_trainer(**settings).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
@@ -265,6 +270,20 @@ def test_a_resumed_run_goes_on_counting_tokens(finished):
     trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     counts = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
     assert len(counts) == 6 and counts == sorted(set(counts))
+
+
+def test_every_process_needs_its_random_numbers(finished):
+    """A run may go on with one process instead of several, and the other way round."""
+    checkpoint = finished[0] / "checkpoint-4"
+    assert find_faults(checkpoint, ranks=[0, 1]) == []
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    assert find_faults(checkpoint, ranks=[0, 1]) == ["rng_state_1.pth is missing"]
+    assert find_faults(checkpoint) == []
+    trainer = finished[1]()
+    for settings, ranks in (((1, False), []), ((3, False), [0, 1, 2]), ((3, True), [2])):
+        world_size, on_each_node = settings
+        trainer.args = SimpleNamespace(world_size=world_size, process_index=2, save_on_each_node=on_each_node)
+        assert trainer._ranks == ranks
 
 
 def _stream(rows):
@@ -305,6 +324,61 @@ def test_a_resumed_stream_is_the_uninterrupted_one(make_trainer, make_model, tmp
         assert again == drawn[2 * step :], step
         for name, parameter in trainer.model.named_parameters():
             assert torch.equal(parameter, resumed.model.get_parameter(name)), (step, name)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["all-weights", "lora"])
+def test_a_resumed_stream_of_documents_is_the_uninterrupted_one(make_model, make_args, tmp_path, adapter):
+    """In any pass, with rows cut to a random length, and with dropout."""
+    rows = [{"input_ids": list(range(n, n + 5))} for n in range(15)]
+
+    def run(checkpoint=None):
+        args = make_args(
+            LLaDAPreTrainingConfig,
+            sequence_length=8,
+            max_steps=6,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            random_length_probability=0.5,
+            save_strategy="steps",
+            save_steps=1,
+        )
+        lora = LoraConfig(r=2, lora_dropout=0.5) if adapter else None
+        model = make_model(eos_token_id=None, residual_dropout=0.2)
+        trainer = LLaDAPreTrainer(model, args, train_dataset=_stream(rows), peft_config=lora)
+        recorder = NoiseRecorder(trainer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return recorder.drawn, parameters_of(trainer.model)
+
+    drawn, expected = run()
+    # nine sequences make five batches, and these two steps: the last batch of a pass is left out
+    assert len(drawn) == 12
+    for step in (3, 4):
+        again, parameters = run(str(tmp_path / "run" / f"checkpoint-{step}"))
+        assert again == drawn[2 * step :], step
+        assert all(torch.equal(parameters[name], value) for name, value in expected.items()), step
+
+
+def test_the_end_of_a_pass_reaches_no_later_step(make_model, make_args):
+    """The base would add the gradient of a last batch that fills no step to that of the first step of the next."""
+    rows = [{"input_ids": list(range(n, n + 8))} for n in range(5)]
+
+    def run(rows):
+        args = make_args(
+            LLaDAPreTrainingConfig,
+            sequence_length=8,
+            max_steps=4,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+        )
+        stream = IterableDataset.from_generator(lambda: iter(rows))
+        trainer = LLaDAPreTrainer(make_model(), args, train_dataset=stream)
+        trainer.train()
+        return parameters_of(trainer.model)
+
+    expected = run(rows[:4])
+    assert all(torch.equal(expected[name], value) for name, value in run(rows).items())
+    with pytest.raises(ValueError, match="The stream has 1 batches per process, and a step takes 2. Lower"):
+        run(rows[:1])
 
 
 def test_a_stream_that_was_one_pass_goes_on_in_it(make_model, make_args, tmp_path):
