@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import PromptTuningConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from torch.optim import SGD
 from training_probes import NoiseRecorder, mask_every_other, parameters_of
 from transformers import AutoModelForMaskedLM, TrainingArguments
@@ -61,6 +62,20 @@ def test_tokenised_documents_are_joined_and_cut():
         "input_ids": [[1, 2, 3], [EOS, 4, EOS], [EOS, 5, 6]]
     }
     assert chunk_documents(documents, 3, CHECKS).to_dict() == {"input_ids": [[1, 2, 3], [4, EOS, 5]]}
+
+
+def test_the_tokenizer_adds_nothing_to_a_document(tiny_tokenizer):
+    """Tokens that it puts around a text would stand in the middle of a sequence."""
+    around = {"single": "<|startoftext|> $A <|endoftext|>", "special_tokens": [("<|startoftext|>", 295)]}
+    around["special_tokens"].append(("<|endoftext|>", 299))
+    tiny_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**around)
+    assert tiny_tokenizer("ab")["input_ids"] == [
+        295,
+        *tiny_tokenizer("ab", add_special_tokens=False)["input_ids"],
+        299,
+    ]
+    chunks = chunk_documents(Dataset.from_dict({"text": ["ab", "c"]}), 5, CHECKS, EOS, tiny_tokenizer)
+    assert tiny_tokenizer.decode(chunks[0]["input_ids"]) == "ab<|endoftext|>c<|endoftext|>"
 
 
 def test_streams_are_joined_and_cut():
@@ -168,17 +183,32 @@ def _lengths(trainer):
 
 
 def test_the_batches_of_a_step_are_cut_to_one_random_length(make_pre_trainer):
-    settings = {"max_steps": 30, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
+    settings = {"max_steps": 6, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
     settings["train_dataset"] = Dataset.from_dict({"input_ids": torch.arange(128).view(8, 16).tolist()})
     lengths = _lengths(make_pre_trainer(random_length_probability=0.5, **settings))
     assert lengths[::2] == lengths[1::2]
-    cut = [length for length in lengths[::2] if length < 16]
-    assert 8 <= len(cut) <= 22 and len(set(cut)) > 4 and min(cut) >= 1
+    assert 16 in lengths and len(set(lengths)) > 2
     # the length depends on the seed and the step
-    settings["max_steps"] = 8
-    assert lengths[:16] == _lengths(make_pre_trainer(random_length_probability=0.5, **settings))
-    assert lengths[:16] != _lengths(make_pre_trainer(random_length_probability=0.5, seed=3, **settings))
+    assert lengths == _lengths(make_pre_trainer(random_length_probability=0.5, **settings))
+    assert lengths != _lengths(make_pre_trainer(random_length_probability=0.5, seed=3, **settings))
     assert set(_lengths(make_pre_trainer(random_length_probability=0.0, **settings))) == {16}
+
+
+def test_random_lengths_are_uniform_and_rare(make_pre_trainer):
+    trainer = make_pre_trainer(random_length_probability=1.0, sequence_length=4)
+
+    def count(probability):
+        trainer.args.random_length_probability = probability
+        counts = [0] * 6
+        for trainer.state.global_step in range(4000):
+            (batch,) = trainer._adapt_batches([{"input_ids": torch.zeros(1, 5)}])
+            counts[batch["input_ids"].shape[1]] += 1
+        return counts
+
+    # within four standard deviations of a quarter each, from one token to the whole sequence
+    assert count(1.0) == pytest.approx([0, 1000, 1000, 1000, 1000, 0], abs=110)
+    uncut = count(LLaDAPreTrainingConfig.random_length_probability)[5]
+    assert 4000 - uncut == pytest.approx(40, abs=25)
 
 
 @pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
@@ -256,6 +286,25 @@ def test_the_learning_rate_falls_in_the_stages_of_the_paper():
     assert factor(1.1 / 2.3) == 1
     assert factor(1.3 / 2.3) == factor(1.9 / 2.3) == 0.25
     assert factor(2.15 / 2.3) == pytest.approx((0.25 + 0.025) / 2) and factor(1) == pytest.approx(0.025)
+
+
+def test_a_run_follows_the_stages_or_those_it_is_given(make_pre_trainer):
+    def rates(**settings):
+        trainer = make_pre_trainer(max_steps=23, learning_rate=1.0, warmup_steps=2, **settings)
+        trainer.create_optimizer_and_scheduler(23)
+        factors = []
+        for _ in range(24):
+            factors.append(trainer.lr_scheduler.get_last_lr()[0])
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+        return factors
+
+    paper = rates()
+    assert paper[:13] == pytest.approx([0, 0.5, *[1.0] * 10, 0.25]) and paper[20] == 0.25
+    assert paper[21:] == pytest.approx([0.175, 0.1, 0.025])
+    # warm-up, stable, decay
+    given = rates(lr_scheduler_kwargs={"num_decay_steps": 4, "decay_type": "linear"})
+    assert given == pytest.approx([0, 0.5, *[1.0] * 18, 0.75, 0.5, 0.25, 0])
 
 
 def test_arguments_of_the_base_keep_their_values(make_pre_trainer, make_args):
