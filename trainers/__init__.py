@@ -5,6 +5,7 @@ from .pre_trainer import LLaDAPreTrainer
 from .pretraining_config import LLaDAPreTrainingConfig
 from .sft_config import LLaDASFTConfig
 from .sft_trainer import LLaDASFTTrainer
+from .trajectories import collect_trajectories
 
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",
     "LLaDASFTTrainer",
+    "collect_trajectories",
 ]

@@ -96,6 +96,11 @@ class Trace:
             _insert(values, event, 1.0)
         return values[: len(self.final)]
 
+    @property
+    def tokens_per_forward(self) -> float:
+        """`float`: Tokens that were generated, the end of the text included, over the steps that it took."""
+        return sum(step >= 0 for step in self.step_of) / max(len(self.events), 1)
+
     def frames(self) -> Iterator[list[int]]:
         """The canvas before the first step, then after every step. The last one is `final` and what fills it up."""
         canvas = list(self.start)
