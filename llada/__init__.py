@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .trainers.data_collator import DataCollatorForMaskedDiffusion
     from .trainers.pre_trainer import LLaDAPreTrainer
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
+    from .trainers.sampling_callback import SampleCallback
     from .trainers.sft_config import LLaDASFTConfig
     from .trainers.sft_trainer import LLaDASFTTrainer
 
@@ -62,6 +63,7 @@ __all__ = [
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",
     "LLaDASFTTrainer",
+    "SampleCallback",
     "TerminalStreamer",
     "Trace",
     "preset",
@@ -75,6 +77,7 @@ _LAZY = {
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",
     "LLaDASFTTrainer": ".trainers.sft_trainer",
+    "SampleCallback": ".trainers.sampling_callback",
     "TerminalStreamer": ".generation.listeners.terminal",
     "Trace": ".generation.listeners.trace",
     "preset": ".generation.presets",

@@ -10,7 +10,7 @@ from tiny_tokenizer import build_tiny_tokenizer
 from torch.optim import SGD
 from training_probes import NoiseRecorder, mask_every_other
 
-from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
+from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer, SampleCallback
 
 
 def make_trainer(folder: Path, per_device_train_batch_size: int, **settings) -> LLaDASFTTrainer:
@@ -73,6 +73,7 @@ def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> No
             torch.save(trainer.model.state_dict(), folder / f"{normalization}.pt")
     results["evaluation"] = trainer.evaluate()
 
+    samples = {"sample_steps": 1, "sample_prompts": ["1+1="], "sample_kwargs": {"max_new_tokens": 3}}
     for ratio_sampling in ("iid", "stratified"):
         trainer = make_trainer(
             folder,
@@ -80,10 +81,13 @@ def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> No
             gradient_accumulation_steps=accumulation,
             ratio_sampling=ratio_sampling,
             mask_eps=0.0,
+            **samples,
         )
         recorder = NoiseRecorder(trainer)
         trainer.train()
         results[ratio_sampling] = [ratios for _, ratios in recorder.drawn]
+        (callback,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
+        results["samples"] = callback.table
     (folder / f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 
 

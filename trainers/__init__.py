@@ -3,6 +3,7 @@
 from .data_collator import DataCollatorForMaskedDiffusion
 from .pre_trainer import LLaDAPreTrainer
 from .pretraining_config import LLaDAPreTrainingConfig
+from .sampling_callback import SampleCallback
 from .sft_config import LLaDASFTConfig
 from .sft_trainer import LLaDASFTTrainer
 from .trajectories import collect_trajectories
@@ -14,5 +15,6 @@ __all__ = [
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",
     "LLaDASFTTrainer",
+    "SampleCallback",
     "collect_trajectories",
 ]

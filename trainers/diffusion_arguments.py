@@ -1,5 +1,6 @@
 """The training arguments that every masked diffusion trainer has."""
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,13 @@ class MaskedDiffusionArguments(Base):
         logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
             Whether logged losses leave out those that are not finite, which takes a wait for the device in every
             micro-step. A loss that is not finite ends the run either way.
+        sample_steps (`int`, *optional*):
+            Number of training steps after which the model samples, in the terminal and for what reports the run, see
+            [`SampleCallback`]. 0: after every evaluation. It does not sample if not given.
+        sample_prompts (`list[str]`, *optional*):
+            The prompts. If not given, those of the first rows of the evaluation set.
+        sample_kwargs (`dict` or `str`, *optional*):
+            Arguments of `generate`, as a `dict` or in JSON, e.g. `{"max_new_tokens": 64}`.
     """
 
     mask_sampling: str = field(
@@ -96,6 +104,15 @@ class MaskedDiffusionArguments(Base):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Whether logged losses leave out those that are not finite."}
     )
+    sample_steps: int | None = field(
+        default=None, metadata={"help": "Steps after which the model samples. 0: after every evaluation."}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "What it samples after, the first prompts of the evaluation set if not given."}
+    )
+    sample_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How it samples: arguments of `generate` in JSON."}
+    )
 
     def __post_init__(self):
         if self.bf16 is None:
@@ -105,6 +122,7 @@ class MaskedDiffusionArguments(Base):
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         self.forward_process(mask_token_id=0)
+        self._check_samples()
         if self.loss_normalization not in ("sequence", "token", "batch"):
             raise ValueError(
                 f"`loss_normalization={self.loss_normalization!r}` is unknown; write 'sequence', 'token' or 'batch'."
@@ -121,6 +139,28 @@ class MaskedDiffusionArguments(Base):
                 f"`label_smoothing_factor={self.label_smoothing_factor}` is not supported: a smoothed loss is no "
                 "likelihood bound. Write `label_smoothing_factor=0`."
             )
+
+    def _check_samples(self) -> None:
+        if isinstance(self.sample_kwargs, str):
+            try:
+                self.sample_kwargs = json.loads(self.sample_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`sample_kwargs={self.sample_kwargs!r}` is no JSON ({error}); write e.g. "
+                    "`'{\"max_new_tokens\": 64}'`."
+                ) from error
+        if self.sample_kwargs is not None and not isinstance(self.sample_kwargs, dict):
+            raise ValueError(
+                f"`sample_kwargs={self.sample_kwargs!r}` names no arguments of `generate`; write e.g. "
+                "`{'max_new_tokens': 64}`."
+            )
+        if self.sample_steps is None and (self.sample_prompts or self.sample_kwargs):
+            raise ValueError(
+                "`sample_prompts` and `sample_kwargs` do nothing without samples; write `sample_steps=100`, or 0 for "
+                "samples after every evaluation."
+            )
+        if self.sample_steps is not None and self.sample_steps < 0:
+            raise ValueError(f"`sample_steps={self.sample_steps}` is no number of steps; write 0 or more.")
 
     def __getstate__(self) -> dict[str, Any]:
         # every checkpoint holds the pickled arguments, and is uploaded as it is

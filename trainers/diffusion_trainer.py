@@ -22,6 +22,7 @@ from ..modeling_llada.checkpoint_layouts import in_memory_names
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import MaskedDiffusionArguments
 from .resumption import ResumableTrainerMixin
+from .sampling_callback import SampleCallback
 
 
 logger = logging.get_logger(__name__)
@@ -118,6 +119,10 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
                 "Context and sequence parallelism are not supported: both assume causal attention. Write `cp_size=1` "
                 "and `sp_size=1` in the parallelism configuration; data and tensor parallelism work."
             )
+        args = self.args
+        if args.sample_steps is not None:
+            every, settings = args.sample_steps or None, args.sample_kwargs or {}
+            self.add_callback(SampleCallback(self, args.sample_prompts, freq=every, **settings))
 
     @property
     def _data_parallel(self) -> tuple[int, int]:

@@ -73,3 +73,9 @@ def test_processes_draw_different_noise(runs):
 def test_strata_span_the_processes(runs):
     strata = [int(ratio * 8) for batch in _ratios(runs, "stratified") for ratio in batch]
     assert sorted(strata) == list(range(8))
+
+
+def test_all_processes_sample_and_the_first_one_shows_it(runs):
+    two, one = runs
+    assert _results(two)["samples"] == _results(one)["samples"] != []
+    assert _results(two, rank=1)["samples"] == []
