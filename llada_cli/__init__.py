@@ -18,7 +18,7 @@ from pathlib import Path
 from .errors import explain, read_utf8
 
 
-COMMANDS = ("chat", "demo", "export", "generate", "infill", "merge", "pretrain", "sft")
+COMMANDS = ("chat", "demo", "export", "generate", "infill", "merge", "pretrain", "score", "sft")
 # their options are those of dataclasses, which the command reads itself
 _WITH_PARSER = ("pretrain", "sft")
 

@@ -38,6 +38,7 @@ from .configuration_llada_moe import LLaDAMoEConfig
 from .experts import LLaDAExperts
 from .forward_checks import refuse_packed_documents, refuse_unknown_arguments, warn_of_unmasked_training
 from .kept_positions import apply_head, take_positions, take_queries
+from .log_likelihood import LogLikelihoodMixin
 from .published_checkpoints import PublishedCheckpointsMixin
 from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
@@ -329,7 +330,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
 
-class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
+class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixin):
     """
     The mask predictor: backbone and head. What `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForCausalLM` load.
 

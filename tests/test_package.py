@@ -77,17 +77,16 @@ def test_auto_classes_give_the_model_with_the_head(auto_class, model_type, confi
 
 
 def test_import_is_light() -> None:
-    # beyond the classes of transformers that any model of it needs
-    code = """
-import sys, time
+    heavy = {"accelerate", "datasets", "lm_eval", "peft", "prompt_toolkit", "trl"}
+    code = f"""
+import sys
+# what any model of transformers needs
 from transformers import AutoModelForMaskedLM, GenerationMixin, PreTrainedModel
-start = time.perf_counter()
+before = set(sys.modules)
 import llada
-print(time.perf_counter() - start, *sorted({"datasets", "lm_eval", "peft", "trl"} & set(sys.modules)))
+print(*sorted({heavy} & (set(sys.modules) - before)))
 """
-    seconds, *heavy = run_python(code, ROOT).split()
-    assert float(seconds) < 1
-    assert not heavy
+    assert run_python(code, ROOT) == ""
 
 
 def test_missing_extra_is_named() -> None:
