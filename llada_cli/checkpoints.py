@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from pathlib import Path
@@ -111,6 +112,9 @@ def _reason(name: str, error: Exception) -> str:
 
     if isinstance(error, SafetensorError):
         return f"its weights are incomplete or no safetensors file ({error}); copy or download them again."
+    # transformers takes both keys of an index for granted
+    if isinstance(error, json.JSONDecodeError) or error.args in (("metadata",), ("weight_map",)):
+        return f"one of its JSON files is damaged ({type(error).__name__}: {error}); copy or download it again."
     if "Unrecognized configuration class" in str(error):
         return _is_no_masked_diffusion_model(name, AutoConfig.from_pretrained(name).model_type)
     return str(error)

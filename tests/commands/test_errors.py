@@ -63,6 +63,22 @@ def break_config(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llada",', encoding="utf-8")
 
 
+def break_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}', encoding="utf-8")
+
+
+def cut_index(folder: Path) -> None:
+    break_index(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {', encoding="utf-8")
+
+
+def lose_a_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(path).items() if ".blocks.1." not in name}
+    save_file(tensors, path, {"format": "pt"})
+
+
 def remove_config(folder: Path) -> None:
     (folder / "config.json").rename(folder / "config.txt")
 
@@ -93,6 +109,9 @@ def put_another_tokenizer(folder: Path) -> None:
         (break_tokenizer, "Cannot load the tokenizer of"),
         (remove_tokenizer, "Cannot load the tokenizer of"),
         (break_config, "valid JSON"),
+        (break_index, "one of its JSON files is damaged (KeyError: 'weight_map'); copy or download it again."),
+        (cut_index, "one of its JSON files is damaged (JSONDecodeError: Expecting property name"),
+        (lose_a_layer, "of the 21 tensors of a LLaDAModelLM: `model.layers.1.input_layernorm.weight`"),
         (remove_config, "has no config.json, so it holds no model."),
         (nest, "has no config.json, so it holds no model: name one of checkpoint-8 in it."),
         (
