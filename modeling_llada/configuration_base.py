@@ -130,7 +130,12 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     expert_capacity = Constant(None)
     output_router_logits = Constant(False)
 
-    def __new__(cls, **kwargs):
+    def __new__(cls, /, **kwargs):
+        if "self" in kwargs:
+            raise ValueError(
+                f"`self={kwargs['self']!r}` cannot be a key of {cls.__name__}, it is how Python names the object; "
+                "take it out."
+            )
         # here and not in `__post_init__`, which cannot tell a default from a value that was given
         for standard, published in cls.attribute_map.items():
             values = (kwargs.get(standard), kwargs.get(published))

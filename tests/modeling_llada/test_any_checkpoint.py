@@ -39,11 +39,11 @@ BUDGET = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_
 
 # names that transformers reads from a configuration or that are methods of it, beside the fields
 OTHER_KEYS = (
-    "attention_bias attn_implementation auto_map block_causal block_size dtype embedding_size expert_capacity "
+    "attention_bias attn_implementation auto_map block_causal block_size cls dtype embedding_size expert_capacity "
     "head_dim id2label is_causal is_decoder label2id layer_types max_length model_type name_or_path num_labels "
     "output_attentions output_hidden_states per_layer_config quantization_config return_dict rope_parameters "
-    "rotary_dim sliding_window temperature tie_word_embeddings to_dict torch_dtype transformers_weights use_qk_norm "
-    "validate"
+    "rotary_dim self sliding_window temperature tie_word_embeddings to_dict torch_dtype transformers_weights "
+    "use_qk_norm validate"
 ).split()
 WORDS = ["bfloat16", "default", "eager", "factor", "linear", "llama3", "rope_type", "sdpa", "silu", "type", "yarn"]
 SCALARS = (
@@ -92,7 +92,6 @@ def test_any_config_json(name, data):
     """What loads computes with finite numbers, and its configuration is saved as it is read again."""
     content = json.loads(published(name))
     keys = sorted({*content, *OTHER_KEYS, *(field.name for field in fields(CLASSES[name].config_class))})
-    # a constructor cannot be given another `self`
     names = st.sampled_from(keys) | st.text(max_size=3)
     changes = data.draw(st.dictionaries(names, VALUES, min_size=1, max_size=3))
     for key in data.draw(st.lists(st.sampled_from(sorted(content)), max_size=2)):

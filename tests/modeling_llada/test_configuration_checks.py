@@ -117,6 +117,7 @@ UNKNOWN = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention"],
     "attribute_map": {},
+    "cls": 3,
     "to_dict": 5,
     "validate": None,
     "max_length": 20,
@@ -158,6 +159,13 @@ def test_unknown_keys_are_kept_and_never_read(name, tmp_path):
             "torch_dtype": None,
             **saved,
         }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_key_that_python_takes_is_refused(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(published(name) | {"self": 3}), encoding="utf-8")
+    with pytest.raises(ValueError, match="`self=3` cannot be a key of .*; take it out"):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("key", DENSE)
