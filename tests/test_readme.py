@@ -36,7 +36,25 @@ def test_readme_code_runs(
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     monkeypatch.chdir(tmp_path)
 
+    # what is filled is the whole of a text, and what is shown of a trace is the answer
+    filled, traced = [], []
+    infill, generate = LLaDAModelLM.infill, LLaDAModelLM.generate
+
+    def record_infill(self, input_ids, **kwargs):
+        filled.append(input_ids)
+        return infill(self, input_ids, **kwargs)
+
+    def record_generate(self, *args, **kwargs):
+        output = generate(self, *args, **kwargs)
+        if kwargs.get("output_trace"):
+            traced.append(output.trace[0].step_of[kwargs["input_ids"].shape[1] :])
+        return output
+
+    monkeypatch.setattr(LLaDAModelLM, "infill", record_infill)
+    monkeypatch.setattr(LLaDAModelLM, "generate", record_generate)
+
     assert python_blocks(README)
     _, printed = run_blocks(README, "README.md")
-    assert printed
+    assert filled and all(ids[0, -1] == tiny_tokenizer.eos_token_id for ids in filled)
+    assert traced and all(f"{steps}\n" in printed for steps in traced)
     assert "GSAI-ML/LLaDA-8B-Instruct/model.safetensors" in hub.downloads
