@@ -1,7 +1,6 @@
 """The models that are measured: trained on synthetic text until they are sure, in minutes, and kept in a folder."""
 
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,6 @@ from llada import (
     LLaDASFTConfig,
     LLaDASFTTrainer,
 )
-from llada.modeling_llada.masked_diffusion import ForwardProcess, MaskedBatch
 
 from .synthetic_text import EOS, MASK, PERIOD, draw_texts, word_tokenizer
 
@@ -77,23 +75,6 @@ def make_model(
     return LLaDA2MoeModelLM(LLaDA2MoeConfig(**settings))
 
 
-@dataclass(frozen=True)
-class EditableProcess(ForwardProcess):
-    """
-    Masks some tokens, replaces some of the others by tokens of other places, and asks for all of them. This is what
-    teaches a model to edit (LLaDA2.1, arXiv 2602.08676).
-    """
-
-    wrong: float = 0.1
-
-    def __call__(self, input_ids, maskable, generator, *args, **kwargs) -> MaskedBatch:
-        batch = super().__call__(input_ids, maskable, generator, *args, **kwargs)
-        drawn = torch.rand(input_ids.shape, generator=generator) < self.wrong
-        others = input_ids.flatten()[torch.randint(input_ids.numel(), input_ids.shape, generator=generator)]
-        replaced = drawn & maskable & ~batch.masked
-        return replace(batch, input_ids=torch.where(replaced, others, batch.input_ids), masked=maskable)
-
-
 def train(model: LLaDAModelLM | LLaDA2MoeModelLM, folder: Path, steps: int) -> None:
     """
     Trains a model and saves it: on short texts, then, a quarter as long, on texts of the length of the workloads.
@@ -124,6 +105,8 @@ def train(model: LLaDAModelLM | LLaDA2MoeModelLM, folder: Path, steps: int) -> N
                 min_eos=0,
                 mask_sampling="exact",
                 loss_weighting="uniform",
+                # LLaDA2.1 edits
+                edit_ratio=0.1 if model.config.block_causal else None,
                 ratio_sampling="stratified",
                 bf16=False,
                 use_cpu=True,
@@ -135,8 +118,6 @@ def train(model: LLaDAModelLM | LLaDA2MoeModelLM, folder: Path, steps: int) -> N
             train_dataset=Dataset.from_dict({"input_ids": texts.tolist(), "labels": labels.tolist()}),
             processing_class=word_tokenizer(TRAINED_VOCAB),
         )
-        if model.config.block_causal:
-            trainer.forward_process = EditableProcess(**vars(trainer.forward_process))
         trainer.train()
     trainer.save_model(str(folder))
     shutil.rmtree(working, ignore_errors=True)

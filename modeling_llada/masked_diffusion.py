@@ -23,6 +23,9 @@ from typing import Literal
 import torch
 
 
+NORMALIZATIONS = ("sequence", "token", "masked", "batch")
+
+
 def noise_generator(*key: int | str | bytes) -> torch.Generator:
     """
     A CPU generator as a pure function of its key.
@@ -144,12 +147,40 @@ class MaskedBatch:
         masked (`torch.BoolTensor` of shape `(batch, length)`): Which tokens are masked.
         weight (`torch.FloatTensor` of shape `(batch,)`): Weight of the cross entropy of the masked tokens of each row.
         ratio (`torch.FloatTensor` of shape `(batch,)`): Mask probability, or the exact share that is masked.
+        scored (`torch.BoolTensor` of shape `(batch, length)`, *optional*, defaults to `masked`):
+            What is predicted: the masked tokens and, where editing is trained, the visible ones. The latter have the
+            weight 1.
     """
 
     input_ids: torch.Tensor
     masked: torch.Tensor
     weight: torch.Tensor
     ratio: torch.Tensor
+    scored: torch.Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        if self.scored is None:
+            self.scored = self.masked
+
+    def sum_losses(self, losses: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """
+        The weighted losses of each row.
+
+        Args:
+            losses (`torch.FloatTensor` of shape `(batch, length)`):
+                Cross entropy, 0 where nothing is scored.
+            num_rows (`int`):
+                Number of rows without their complements.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_rows,)`: Sums over tokens, averaged over a row and its complement.
+        """
+        weights = torch.where(self.masked, self.weight[:, None], 1)
+        return (weights * losses).sum(dim=1).view(-1, num_rows).mean(dim=0)
+
+    def count_scored(self, num_rows: int) -> torch.Tensor:
+        """Number of scored tokens of each row, averaged over a row and its complement: what `"masked"` divides by."""
+        return self.scored.sum(dim=1).view(-1, num_rows).float().mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +199,9 @@ class ForwardProcess:
         mask_schedule (`"linear"`, `"cosine"` or [`MaskSchedule`], *optional*, defaults to `"linear"`):
             Distribution of the mask ratio.
         min_mask_ratio, max_mask_ratio (`float`, *optional*, default to 0 and 1):
-            Band that the mask ratio is limited to. A narrower band trains a part of the bound.
+            Band that the mask ratio is limited to: the time is uniform between those of its two ends. A narrower band
+            trains a part of the bound, the integral of (1) over the band, divided by the share of the times that lie
+            in it. `mask_eps` moves its ends, too, and `mask_sampling="exact"` rounds a ratio up to a number of tokens.
         mask_eps (`float`, *optional*, defaults to 1e-3):
             Smallest mask probability: `p = (1 - mask_eps) * t + mask_eps` of a ratio `t`, as published, which makes
             the bound larger by a share of at most `mask_eps`. With `complementary_masks`, whose complement has the
@@ -179,6 +212,13 @@ class ForwardProcess:
             predicted once. The two weighted losses of a row are to be averaged.
         loss_weighting (`"elbo"` or `"uniform"`, *optional*, defaults to `"elbo"`):
             Whether the weight makes the loss the likelihood bound, or is 1.
+        edit_ratio (`float`, *optional*):
+            If given, visible tokens that may be masked are scored, too, with the weight 1, which teaches a model to
+            edit (LLaDA2.1, arXiv 2602.08676). This share of them is replaced by random other tokens; 0 replaces none,
+            for rows that have wrong tokens already. Scoring those that are right as well is what teaches it to leave
+            them: of a model that saw wrong ones only, every visible token would be wrong.
+        vocab_size (`int`, *optional*):
+            Number of tokens to replace with. Required by an `edit_ratio` above 0.
 
     Raises:
         ValueError: If a setting is unknown or out of range.
@@ -193,6 +233,8 @@ class ForwardProcess:
     mask_eps: float = 1e-3
     complementary_masks: bool = False
     loss_weighting: Literal["elbo", "uniform"] = "elbo"
+    edit_ratio: float | None = None
+    vocab_size: int | None = None
 
     def __post_init__(self):
         choices = {
@@ -216,6 +258,16 @@ class ForwardProcess:
             raise ValueError(
                 f"`mask_eps={self.mask_eps}` is no smallest mask probability; write `0 <= mask_eps < 0.5`."
             )
+        if self.edit_ratio is not None and not 0 <= self.edit_ratio <= 1:
+            raise ValueError(
+                f"`edit_ratio={self.edit_ratio}` is no share of the visible tokens; write `0 <= edit_ratio <= 1`, or "
+                "leave it out to train masked tokens only."
+            )
+        if self.edit_ratio and (self.vocab_size is None or self.vocab_size < 3):
+            raise ValueError(
+                f"`edit_ratio={self.edit_ratio}` replaces tokens by others, but `vocab_size={self.vocab_size}`; write "
+                "the size of the vocabulary, 3 at least."
+            )
 
     def __call__(
         self,
@@ -225,6 +277,7 @@ class ForwardProcess:
         shared_generator: torch.Generator | None = None,
         offset: int = 0,
         total: int | None = None,
+        labels: torch.Tensor | None = None,
     ) -> MaskedBatch:
         """
         Masks a batch.
@@ -236,16 +289,42 @@ class ForwardProcess:
                 Which of them may be masked: the response, not the prompt and not the padding.
             generator, shared_generator, offset, total (*optional*):
                 As in [`sample_times`].
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*, defaults to `input_ids`):
+                The right tokens, which none is replaced by.
 
         Returns:
             [`MaskedBatch`] of as many rows. With `complementary_masks` of twice as many: the rows, their complements.
         """
         times = sample_times(input_ids.shape[0], self.ratio_sampling, generator, shared_generator, offset, total)
-        noise = torch.rand(input_ids.shape, generator=generator).to(input_ids.device)
+        batch = self.mask(input_ids, maskable, times, torch.rand(input_ids.shape, generator=generator))
+        if self.edit_ratio is not None:
+            batch.scored = maskable.repeat(len(batch.masked) // len(maskable), 1)
+        if self.edit_ratio:
+            self._replace(batch, input_ids if labels is None else labels, generator)
+        return batch
+
+    def mask(
+        self, input_ids: torch.Tensor, maskable: torch.Tensor, times: torch.Tensor, noise: torch.Tensor
+    ) -> MaskedBatch:
+        """
+        What a call makes of its draws, and a function of them.
+
+        Args:
+            input_ids, maskable (of shape `(batch, length)`):
+                As in a call.
+            times (`torch.FloatTensor` of shape `(batch,)`):
+                Uniform times.
+            noise (`torch.FloatTensor` of shape `(batch, length)`):
+                Uniform noise.
+
+        Returns:
+            [`MaskedBatch`] without replaced tokens.
+        """
+        noise = noise.to(input_ids.device)
         schedule = (
             self.mask_schedule if isinstance(self.mask_schedule, MaskSchedule) else MASK_SCHEDULES[self.mask_schedule]
         )
-        low, high = schedule.time(torch.tensor([self.min_mask_ratio, self.max_mask_ratio]))
+        low, high = schedule.time(torch.tensor([self.min_mask_ratio, self.max_mask_ratio], dtype=times.dtype))
         ratio = schedule.ratio(low + (high - low) * times).to(input_ids.device)
         if self.mask_sampling == "exact":
             masked, weights, ratio = self._mask_exactly(maskable, ratio, noise, schedule)
@@ -273,6 +352,18 @@ class ForwardProcess:
             weight=torch.ones_like(weight) if self.loss_weighting == "uniform" else weight,
             ratio=ratio,
         )
+
+    def _replace(self, batch: MaskedBatch, labels: torch.Tensor, generator: torch.Generator) -> None:
+        """Replaces visible tokens by others that are neither the right one nor the mask token."""
+        assert self.vocab_size is not None and self.edit_ratio, "checked before"
+        device, shape = labels.device, batch.masked.shape
+        drawn = torch.rand(shape, generator=generator).to(device) < self.edit_ratio
+        others = torch.randint(self.vocab_size - 2, shape, generator=generator).to(device)
+        labels = labels.repeat(shape[0] // len(labels), 1)
+        # the numbers from the lower of the two on are those of the next tokens
+        others += others >= labels.clamp(max=self.mask_token_id)
+        others += others >= labels.clamp(min=self.mask_token_id)
+        batch.input_ids = torch.where(drawn & batch.scored & ~batch.masked, others, batch.input_ids)
 
     def _mask_exactly(
         self, maskable: torch.Tensor, ratio: torch.Tensor, noise: torch.Tensor, schedule: MaskSchedule
@@ -328,13 +419,13 @@ def reduce_loss(
         row_losses (`torch.FloatTensor` of shape `(batch,)`):
             Weighted cross entropy, summed over the masked tokens of each row.
         lengths (`torch.LongTensor` of shape `(batch,)`):
-            Number of maskable tokens of each row, masked or not.
-        normalization (`"sequence"`, `"token"` or `"batch"`):
+            Number of maskable tokens of each row, masked or not; with `"masked"`, of scored ones.
+        normalization (`"sequence"`, `"token"`, `"masked"` or `"batch"`):
             Mean over rows of the loss per maskable token (LLaDA's fine-tuning); mean over all maskable tokens
-            (LLaDA's pre-training); mean over rows of the summed loss.
+            (LLaDA's pre-training); mean over all scored tokens (LLaDA2's fine-tuning); mean over rows of the summed
+            loss.
         num_items (`torch.Tensor` or `int`, *optional*):
-            What to divide by instead of the rows, or the maskable tokens, of this batch: those of the whole
-            accumulated batch.
+            What to divide by instead of the rows, or the tokens, of this batch: those of the whole accumulated batch.
 
     Returns:
         `torch.FloatTensor`: A scalar, finite also for rows without a maskable token.
@@ -344,15 +435,18 @@ def reduce_loss(
     """
     if normalization == "sequence":
         row_losses = row_losses / lengths.clamp(min=1)
-    elif normalization not in ("token", "batch"):
-        raise ValueError(f"`normalization={normalization!r}` is unknown; write 'sequence', 'token' or 'batch'.")
+    elif normalization not in NORMALIZATIONS:
+        raise ValueError(f"`normalization={normalization!r}` is unknown; write one of {NORMALIZATIONS}.")
     if num_items is None:
-        num_items = lengths.sum() if normalization == "token" else len(row_losses)
-    return row_losses.sum() / torch.as_tensor(num_items, device=row_losses.device).clamp(min=1)
+        num_items = lengths.sum() if normalization in ("token", "masked") else len(row_losses)
+    num_items = torch.as_tensor(num_items, device=row_losses.device)
+    # not `clamp`: of a row and its complement, one scored token is half of one
+    return row_losses.sum() / (num_items + (num_items == 0)).to(row_losses.dtype)
 
 
 __all__ = [
     "MASK_SCHEDULES",
+    "NORMALIZATIONS",
     "ForwardProcess",
     "MaskSchedule",
     "MaskedBatch",

@@ -1,13 +1,14 @@
 """The training arguments that every masked diffusion trainer has."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from ..modeling_llada.masked_diffusion import ForwardProcess
+from ..modeling_llada.masked_diffusion import NORMALIZATIONS, ForwardProcess
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class MaskedDiffusionArguments(Base):
         mask_schedule (`str`, *optional*, defaults to `"linear"`):
             Distribution of the mask ratio: `"linear"` (uniform) or `"cosine"`.
         min_mask_ratio, max_mask_ratio (`float`, *optional*, default to 0 and 1):
-            Band that the mask ratio is limited to.
+            Band that the mask ratio is limited to, e.g. 0.3 to 0.8. Within it, ratios are distributed as
+            `mask_schedule` has them. A narrower band trains a part of the bound: the loss is no bound of the
+            likelihood then, and that of evaluations still is.
         mask_eps (`float`, *optional*, defaults to 1e-3):
             Smallest mask probability.
         complementary_masks (`bool`, *optional*, defaults to `False`):
@@ -43,8 +46,21 @@ class MaskedDiffusionArguments(Base):
             `"uniform"` does not weight it.
         loss_normalization (`str`, *optional*):
             `"sequence"` is the mean over sequences of the loss per token that may be masked, `"token"` the mean over
-            all tokens that may be masked, `"batch"` the mean over sequences of the sum. Each over the whole
-            accumulated batch of all processes.
+            all tokens that may be masked, `"masked"` the mean over those that are, which needs
+            `loss_weighting="uniform"`, `"batch"` the mean over sequences of the sum. Each over the whole accumulated
+            batch of all processes.
+        edit_ratio (`float`, *optional*):
+            If given, the visible tokens of the response are trained, too, with a weight of 1, which teaches the model
+            to edit (LLaDA2.1): this share of them is replaced by random tokens, and it learns which to keep and what
+            to write instead of the others. 0 replaces none, for rows whose `labels` differ from their `input_ids`. The
+            loss is no bound of the likelihood then.
+        confidence_weight (`float`, *optional*, defaults to 0):
+            Weight of the confidence loss (LLaDA2.0's CAP, dFactory's `confidence_beta`, for which it recommends 2.0):
+            the entropy of the prediction at masked tokens that are predicted correctly, which makes a model certain of
+            more tokens at once. It is divided by what the cross entropy is divided by. dFactory divides it by the
+            correct predictions of a micro-batch, which is larger by one over the accuracy.
+        confidence_temperature (`float`, *optional*, defaults to 1):
+            Divides the logits of that entropy; 0.5 in dParallel.
         num_eval_draws (`int`, *optional*, defaults to 8):
             Number of masks per sequence, and of forward passes, that an evaluation averages over.
         eval_seed (`int`, *optional*, defaults to 0):
@@ -95,7 +111,19 @@ class MaskedDiffusionArguments(Base):
     )
     loss_normalization: str = field(
         default="sequence",
-        metadata={"help": "What the loss is a mean over.", "choices": ["sequence", "token", "batch"]},
+        metadata={"help": "What the loss is a mean over.", "choices": list(NORMALIZATIONS)},
+    )
+    edit_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the visible response tokens that are replaced; if given, all of them are trained."
+        },
+    )
+    confidence_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the entropy at masked tokens that are predicted correctly."}
+    )
+    confidence_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the logits of the entropy of `confidence_weight`."}
     )
     num_eval_draws: int = field(
         default=8, metadata={"help": "Number of masks per sequence that an evaluation averages over."}
@@ -121,11 +149,23 @@ class MaskedDiffusionArguments(Base):
             # transformers 5.23 warns when only the older name is set, which TRL does
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
-        self.forward_process(mask_token_id=0)
         self._check_samples()
-        if self.loss_normalization not in ("sequence", "token", "batch"):
+        self.forward_process(mask_token_id=0, vocab_size=3)
+        if self.loss_normalization not in NORMALIZATIONS:
             raise ValueError(
-                f"`loss_normalization={self.loss_normalization!r}` is unknown; write 'sequence', 'token' or 'batch'."
+                f"`loss_normalization={self.loss_normalization!r}` is unknown; write one of {NORMALIZATIONS}."
+            )
+        if self.loss_normalization == "masked" and self.loss_weighting != "uniform":
+            raise ValueError(
+                f"`loss_normalization='masked'` with `loss_weighting={self.loss_weighting!r}` would divide by the "
+                "number of masks twice. Write `loss_weighting='uniform'`, or `loss_normalization='token'`."
+            )
+        if not 0 <= self.confidence_weight < math.inf:
+            raise ValueError(f"`confidence_weight={self.confidence_weight}` is no weight; write 0 or more.")
+        if not 0 < self.confidence_temperature < math.inf:
+            raise ValueError(
+                f"`confidence_temperature={self.confidence_temperature}` divides the logits; write more than 0, such "
+                "as 0.5."
             )
         if self.num_eval_draws < 1:
             raise ValueError(f"`num_eval_draws={self.num_eval_draws}` gives no estimate; write at least 1.")
@@ -166,10 +206,11 @@ class MaskedDiffusionArguments(Base):
         # every checkpoint holds the pickled arguments, and is uploaded as it is
         return self.__dict__ | {"hub_token": None}
 
-    def forward_process(self, mask_token_id: int) -> ForwardProcess:
+    def forward_process(self, mask_token_id: int, vocab_size: int) -> ForwardProcess:
         """The forward process that these arguments describe."""
-        names = [name.name for name in fields(ForwardProcess) if name.name != "mask_token_id"]
-        return ForwardProcess(mask_token_id, **{name: getattr(self, name) for name in names})
+        names = {item.name for item in fields(ForwardProcess)} - {"mask_token_id", "vocab_size"}
+        settings = {name: getattr(self, name) for name in names}
+        return ForwardProcess(mask_token_id, vocab_size=vocab_size, **settings)
 
 
 Arguments = TypeVar("Arguments", bound=MaskedDiffusionArguments)

@@ -7,7 +7,8 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_llada.likelihood_bound import content_keys, likelihood_bound
-from ..modeling_llada.masked_diffusion import noise_generator, reduce_loss
+from ..modeling_llada.masked_diffusion import MaskedBatch, noise_generator, reduce_loss
+from ..modeling_llada.token_losses import TokenLossOutput
 from .diffusion_trainer import DiffusionTrainerMixin
 from .token_metrics import TrainingSums, bound_metrics, score_rows, split_kinds
 
@@ -32,7 +33,7 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
 
     def _init_diffusion(self, eos_token_id: int | None) -> None:
         super()._init_diffusion(eos_token_id)
-        self.forward_process = self.args.forward_process(self.mask_token_id)
+        self.forward_process = self.args.forward_process(self.mask_token_id, self.model.config.vocab_size)
         # the items of a batch are counted here: the base shifts labels if the class is called "...ForCausalLM"
         self.model_accepts_loss_kwargs = False
         self._micro_step = self._rows_before = self._rows_in_step = 0
@@ -45,25 +46,27 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             "mask ratio": f"{args.mask_schedule}, {args.min_mask_ratio} to {args.max_mask_ratio}",
             "masks": f"{args.mask_sampling}{', complementary' if args.complementary_masks else ''}",
             "loss": f"{args.loss_weighting} weight, mean per {args.loss_normalization}",
+            **({} if args.edit_ratio is None else {"editing": f"{args.edit_ratio} of the visible tokens are wrong"}),
+            **({"confidence loss": args.confidence_weight} if args.confidence_weight else {}),
         }
 
     def _lay_out(
-        self, noisy_ids: torch.Tensor, masked: torch.Tensor, labels: torch.Tensor, inputs: dict[str, Any]
+        self, noisy_ids: torch.Tensor, scored: torch.Tensor, labels: torch.Tensor, inputs: dict[str, Any]
     ) -> dict[str, Any]:
         """
         What the model is given to see of a noisy batch, in training and in evaluation. A hook for objectives whose
         model sees more than that.
 
         Args:
-            noisy_ids, masked, labels (of shape `(batch, length)`):
-                Tokens with masks, what is masked, and the tokens under the masks.
+            noisy_ids, scored, labels (of shape `(batch, length)`):
+                Tokens with masks, which of them are predicted, and the right ones.
             inputs (`dict`):
                 What else the collator gave, e.g. `attention_mask`.
 
         Returns:
             `dict`: Arguments of `forward`.
         """
-        return {"input_ids": noisy_ids, "labels": labels, "logits_to_keep": masked, **inputs, **self._attention}
+        return {"input_ids": noisy_ids, "labels": labels, "logits_to_keep": scored, **inputs, **self._attention}
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hook for what must be the same for all micro-batches and processes of a step."""
@@ -76,14 +79,41 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         batches = self._adapt_batches(batches)
         self._micro_step = self._rows_before = 0
         self._rows_in_step = sum(len(batch["labels"]) for batch in batches)
-        if self.args.loss_normalization == "token":
-            num_items = sum((batch["labels"] != -100).sum() for batch in batches)
-        else:
-            num_items = self._rows_in_step
-        num_items = torch.as_tensor(num_items, device=device)
+        num_items = torch.as_tensor(self._count_items(batches), device=device)
         if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
-            num_items = self.accelerator.reduce(num_items, "sum") // self.get_tp_size()
+            num_items = self.accelerator.reduce(num_items, "sum") / self.get_tp_size()
         return batches, num_items
+
+    def _count_items(self, batches: list[dict[str, Any]]) -> torch.Tensor | int:
+        """What the loss of a step is divided by, as far as it is in this process."""
+        if self.args.loss_normalization == "token":
+            return sum((batch["labels"] != -100).sum() for batch in batches)
+        if self.args.loss_normalization == "masked":
+            # noise is a function of its key, so that it can be looked at ahead
+            counts = [
+                self._add_noise(batch["input_ids"], batch["labels"]).count_scored(len(batch["labels"])).sum()
+                for batch in batches
+            ]
+            self._micro_step = self._rows_before = 0
+            return sum(counts)
+        return self._rows_in_step
+
+    def _add_noise(self, input_ids: torch.Tensor, labels: torch.Tensor) -> MaskedBatch:
+        """The noise of the next micro-batch of a step."""
+        rank, num_ranks = self._data_parallel
+        key = (self.args.seed, "train", self.state.global_step)
+        batch = self.forward_process(
+            input_ids,
+            labels != -100,
+            noise_generator(*key, self._micro_step, rank),
+            noise_generator(*key),
+            offset=rank * self._rows_in_step + self._rows_before,
+            total=max(num_ranks * self._rows_in_step, len(input_ids)),
+            labels=labels,
+        )
+        self._micro_step += 1
+        self._rows_before += len(input_ids)
+        return batch
 
     def compute_loss(
         self,
@@ -104,7 +134,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Not supported.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Sequences or, with `loss_normalization="token"`, trainable tokens of the accumulated batch.
+                What the accumulated batch holds: sequences or, with `loss_normalization="token"`, trainable tokens,
+                with `"masked"`, scored ones.
 
         Returns:
             `torch.Tensor`: The loss, a scalar.
@@ -116,42 +147,53 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             raise ValueError("`return_outputs=True` is not supported: logits are computed for masked tokens only.")
         inputs = dict(inputs)
         input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
-        maskable = labels != -100
-        rank, num_ranks = self._data_parallel
-        key = (self.args.seed, "train", self.state.global_step)
-        batch = self.forward_process(
-            input_ids,
-            maskable,
-            noise_generator(*key, self._micro_step, rank),
-            noise_generator(*key),
-            offset=rank * self._rows_in_step + self._rows_before,
-            total=max(num_ranks * self._rows_in_step, len(input_ids)),
-        )
-        self._micro_step += 1
-        self._rows_before += len(input_ids)
-        copies = len(batch.masked) // len(input_ids)
+        num_rows = len(input_ids)
+        batch = self._add_noise(input_ids, labels)
+        counts = self.args.loss_normalization == "masked"
+        lengths = batch.count_scored(num_rows) if counts else (labels != -100).sum(dim=1)
+        copies = len(batch.masked) // num_rows
         if copies > 1:
             labels = labels.repeat(copies, 1)
             inputs = {name: torch.cat([value] * copies) for name, value in inputs.items()}
 
-        output = model(**self._lay_out(batch.input_ids, batch.masked, labels, inputs), token_losses=True)
-        losses, aux_loss = output.token_losses, getattr(output, "aux_loss", None)
-        row_losses = (batch.weight * losses.sum(dim=1)).view(copies, -1).mean(dim=0)
-        loss = reduce_loss(row_losses, maskable.sum(dim=1), self.args.loss_normalization, num_items_in_batch)
+        weight = self.args.confidence_weight
+        output = model(
+            **self._lay_out(batch.input_ids, batch.scored, labels, inputs),
+            token_losses=True,
+            entropy_temperature=self.args.confidence_temperature if weight else None,
+        )
+        aux_loss = getattr(output, "aux_loss", None)
+        row_losses = batch.sum_losses(output.token_losses, num_rows)
+        if weight:
+            entropies = output.entropies * (batch.masked & output.correct)
+            row_losses = row_losses + weight * entropies.sum(dim=1).view(copies, -1).mean(dim=0)
+        loss = reduce_loss(row_losses, lengths, self.args.loss_normalization, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # the items are those of all processes, and the gradient is averaged over them
-            loss = loss * num_ranks
+            loss = loss * self._data_parallel[1]
         if aux_loss is not None:
             # a mean over the tokens of the micro-batch
-            loss = loss + aux_loss * (1 if num_items_in_batch is None else len(input_ids) / self._rows_in_step)
+            loss = loss + aux_loss * (1 if num_items_in_batch is None else num_rows / self._rows_in_step)
         if self.model.training:
             self._watch(loss)
-            rows = score_rows(losses.detach(), output.correct, batch.masked, labels == self._eos_token_id)
-            trainable = labels != -100
-            visible = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(trainable)
-            sums = TrainingSums.of_batch(rows, batch.ratio, trainable, visible, aux_loss)
-            self._train_sums = sums if self._train_sums is None else self._train_sums + sums
+            self._measure(batch, output, labels, inputs.get("attention_mask"))
         return loss
+
+    def _measure(
+        self, batch: MaskedBatch, output: TokenLossOutput, labels: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> None:
+        """Adds what is logged of a micro-batch to the sums of the step."""
+        losses, correct = output.token_losses.detach(), output.correct
+        masked = batch.masked
+        rows = score_rows(losses * masked, correct & masked, masked, labels == self._eos_token_id)
+        visible = torch.ones_like(masked) if attention_mask is None else attention_mask
+        sums = TrainingSums.of_batch(rows, batch.ratio, labels != -100, visible, getattr(output, "aux_loss", None))
+        if batch.scored is not masked:
+            shown = batch.scored & ~masked
+            sums.add_edits(losses, correct, shown & (batch.input_ids != labels), shown & (batch.input_ids == labels))
+        if output.entropies is not None:
+            sums.add_entropies(output.entropies.detach(), correct & masked)
+        self._train_sums = sums if self._train_sums is None else self._train_sums + sums
 
     def _init_training_state(self, *args) -> tuple[int, int]:
         # an earlier run may have ended between two logging steps
@@ -182,6 +224,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         inputs = dict(self._prepare_inputs(inputs))
         input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
         maskable = labels != -100
+        # where editing is trained, a token may be wrong, and the bound is that of the right ones
+        input_ids = torch.where(maskable, labels, input_ids)
         eos = labels == self._eos_token_id
         sums = torch.zeros((), device=labels.device)
 

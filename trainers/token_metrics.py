@@ -58,6 +58,10 @@ class TrainingSums:
             Tokens that may be masked, and all that are not padding. Scalars.
         aux_losses (`torch.Tensor` of shape `(2,)`):
             Sum and number of the losses of routers.
+        edits (`torch.Tensor` of shape `(2, 3)`):
+            As `kinds`, of visible tokens that are scored: of wrong and of right ones.
+        entropies (`torch.Tensor` of shape `(2,)`):
+            Sum and number of the entropies that the confidence loss is made of.
     """
 
     kinds: torch.Tensor
@@ -65,6 +69,8 @@ class TrainingSums:
     trainable: torch.Tensor
     visible: torch.Tensor
     aux_losses: torch.Tensor
+    edits: torch.Tensor
+    entropies: torch.Tensor
 
     @classmethod
     def of_batch(
@@ -95,7 +101,19 @@ class TrainingSums:
             trainable=trainable.sum().to(rows.dtype),
             visible=visible.sum().to(rows.dtype),
             aux_losses=aux_losses,
+            edits=rows.new_zeros(2, 3),
+            entropies=rows.new_zeros(2),
         )
+
+    def add_edits(self, losses: torch.Tensor, correct: torch.Tensor, wrong: torch.Tensor, right: torch.Tensor) -> None:
+        """Adds visible tokens. All arguments are of shape `(batch, length)`; the last two say which they are."""
+        for row, scored in enumerate((wrong, right)):
+            sums = torch.stack([losses, correct.to(losses.dtype), torch.ones_like(losses)]) * scored
+            self.edits[row] += sums.sum(dim=(1, 2))
+
+    def add_entropies(self, entropies: torch.Tensor, counted: torch.Tensor) -> None:
+        """Adds the entropies of some tokens, both of shape `(batch, length)`."""
+        self.entropies += torch.stack([entropies * counted, counted.to(entropies.dtype)]).sum(dim=(1, 2))
 
     def __add__(self, other: "TrainingSums") -> "TrainingSums":
         return TrainingSums(*map(torch.add, vars(self).values(), vars(other).values()))
@@ -117,9 +135,13 @@ class TrainingSums:
         for number, (loss, _, count) in enumerate(self.quartiles.tolist(), start=1):
             if count:
                 logs[f"ce_q{number}"] = loss / count
-        aux_loss, count = self.aux_losses.tolist()
-        if count:
-            logs["aux_loss"] = aux_loss / count
+        for name, (loss, correct, count) in zip(("edit", "keep"), self.edits.tolist(), strict=True):
+            if count:
+                logs[f"{name}_ce"] = loss / count
+                logs[f"{name}_accuracy"] = correct / count
+        for name, (total, count) in (("aux_loss", self.aux_losses.tolist()), ("entropy", self.entropies.tolist())):
+            if count:
+                logs[name] = total / count
         logs["mask_ratio"] = self.kinds[:, 2].sum().item() / max(self.trainable.item(), 1)
         return logs
 

@@ -198,6 +198,47 @@ def test_the_smallest_probability_is_eps():
     assert 0.2 <= batch.ratio.min() < 0.21 and 0.99 < batch.ratio.max() <= 1
 
 
+def test_some_visible_tokens_are_replaced_and_all_are_scored():
+    settings = {"complementary_masks": True, "mask_eps": 0.0}
+    input_ids, maskable, batch = _mask(rows=400, length=8, edit_ratio=0.25, vocab_size=320, **settings)
+    clean, allowed = input_ids.repeat(2, 1), maskable.repeat(2, 1)
+    plain = _mask(rows=400, length=8, **settings)[2]
+    assert torch.equal(batch.masked, plain.masked) and torch.equal(batch.weight, plain.weight)
+    assert torch.equal(batch.scored, allowed) and torch.equal(plain.scored, plain.masked)
+    assert torch.equal(batch.input_ids == MASK, batch.masked)
+    replaced = (batch.input_ids != clean) & ~batch.masked
+    assert not (replaced & ~allowed).any()
+    visible = (allowed & ~batch.masked).sum()
+    assert abs(replaced.sum() - 0.25 * visible) < 5 * (0.25 * 0.75 * visible) ** 0.5
+    _, _, batch = _mask(rows=400, length=8, edit_ratio=0.0, **settings)
+    assert torch.equal(batch.input_ids, plain.input_ids) and torch.equal(batch.scored, allowed)
+
+
+def test_every_wrong_token_is_equally_likely():
+    input_ids = torch.tensor([[1, 3, 4]]).repeat(6000, 1)
+    # wrong tokens may be those that the labels do not have, although the input does
+    labels = torch.tensor([[1, 0, 4]]).repeat(6000, 1)
+    process = ForwardProcess(2, max_mask_ratio=1e-6, mask_eps=0.0, edit_ratio=1.0, vocab_size=5)
+    batch = process(input_ids, input_ids > 0, noise_generator(1), labels=labels)
+    for column, wrong in enumerate(({0, 3, 4}, {1, 3, 4}, {0, 1, 3})):
+        counts = batch.input_ids[:, column].bincount(minlength=5)
+        assert set(counts.nonzero().flatten().tolist()) == wrong
+        assert all(abs(counts[token] - 2000) < 5 * (6000 * 2 / 9) ** 0.5 for token in wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"edit_ratio": -0.1}, "edit_ratio=-0.1.*leave it out"),
+        ({"edit_ratio": 0.1}, "edit_ratio=0.1.*vocab_size=None"),
+        ({"edit_ratio": 0.1, "vocab_size": 2}, "vocab_size=2.*3 at least"),
+    ],
+)
+def test_editing_that_cannot_work_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ForwardProcess(0, **settings)
+
+
 def test_uniform_weights_are_one():
     assert torch.equal(_mask(loss_weighting="uniform", complementary_masks=True)[2].weight, torch.ones(128))
 
@@ -275,6 +316,9 @@ def test_reductions():
     assert reduce_loss(row_losses, lengths, "batch") == pytest.approx(14 / 3)
     assert reduce_loss(row_losses, lengths, "sequence", num_items=10) == pytest.approx(0.5)
     assert reduce_loss(row_losses, lengths, "token", num_items=torch.tensor(28)) == pytest.approx(0.5)
+    assert reduce_loss(row_losses, lengths, "masked") == pytest.approx(14 / 6)
+    # one scored token of a row and its complement
+    assert reduce_loss(row_losses, lengths, "masked", num_items=torch.tensor(0.5)) == pytest.approx(28)
     assert reduce_loss(row_losses * 0, lengths * 0, "token") == 0
     with pytest.raises(ValueError, match="normalization='mean'"):
         reduce_loss(row_losses, lengths, "mean")

@@ -38,6 +38,7 @@ def test_the_lists_are_those_of_what_is_logged(make_trainer, pairs):
         max_position_embeddings=64,
     )
     settings = {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 8, "router_aux_loss_coef": 0.1}
+    settings |= {"confidence_weight": 0.1, "edit_ratio": 0.5, "learning_rate": 1e-2}
     trainer = make_trainer(model=model, eval_dataset=pairs, **settings)
     trainer.train()
     logged = [set(entry) - {"step"} for entry in trainer.state.log_history]
