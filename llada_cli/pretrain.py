@@ -115,9 +115,8 @@ def _configure(
     if new.config_name is not None:
         return AutoConfig.from_pretrained(new.config_name, revision=revision, **sizes)
     lacking = [f"`--{name}`" for name in _NEEDED if name not in sizes]
-    if tokenizer is None:
-        lacking.append("`--tokenizer_name`")
-    if lacking:
+    if tokenizer is None or lacking:
+        lacking += ["`--tokenizer_name`"] if tokenizer is None else []
         raise ValueError(
             "What is trained? Write `--model_name_or_path` for a model that exists, `--config_name` for a new one "
             f"like another, or describe a new one, for which there lacks {', '.join(lacking)}."

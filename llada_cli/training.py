@@ -64,7 +64,10 @@ def _group(parser: argparse.ArgumentParser, dataclasses: Iterable[Any]) -> None:
     """Divides the options by who has them, ours last: among the hundreds of a trainer nobody would find them."""
     titles: dict[str, str] = {}
     for dataclass in dataclasses:
-        for parent in filter(is_dataclass, reversed(dataclass.__mro__)):
+        parents: Iterable[type] = reversed(dataclass.__mro__)
+        for parent in parents:
+            if not is_dataclass(parent):
+                continue
             title = _TITLES.get(parent.__name__, _TRL if parent.__module__.startswith("trl.") else _OURS)
             for field in fields(parent):
                 titles.setdefault(field.name, title)

@@ -211,7 +211,8 @@ def _ask_about_block(model: Any, segment: Segment, cfg_scale: float, block_lengt
         ]
         targets = ids[start:].expand(len(questions), -1)
         if cfg_scale:
-            logits = guide(*(model(**call).logits for call in calls), cfg_scale)
+            with_prompt, without = (model(**call).logits for call in calls)
+            logits = guide(with_prompt, without, cfg_scale)
             scores = _spread(log_probs(logits, targets[scored]), scored)
         else:
             scores = -model(**calls[0], labels=targets, token_losses=True).token_losses.double().cpu()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.utils import ModelOutput
 
 from ..generation.configuration_diffusion import DEFAULTS
 from .answer_scoring import Segment, ask, ask_the_surest
@@ -18,8 +17,8 @@ from .masked_diffusion import noise_generator
 CONFIDENCE = "confidence"
 
 
-@dataclass
-class LogLikelihoodOutput(ModelOutput):
+@dataclass(frozen=True)
+class LogLikelihoodOutput:
     """
     What [`LogLikelihoodMixin.log_likelihood`] returns, on the CPU, in nats.
 
@@ -36,11 +35,11 @@ class LogLikelihoodOutput(ModelOutput):
             Rows that the model computed, the cost.
     """
 
-    log_likelihood: torch.Tensor | None = None
-    standard_error: torch.Tensor | None = None
-    num_tokens: torch.Tensor | None = None
-    token_log_likelihoods: list[torch.Tensor] | None = None
-    num_rows: int | None = None
+    log_likelihood: torch.Tensor
+    standard_error: torch.Tensor
+    num_tokens: torch.Tensor
+    token_log_likelihoods: list[torch.Tensor]
+    num_rows: int
 
 
 class LogLikelihoodMixin:
@@ -48,7 +47,7 @@ class LogLikelihoodMixin:
 
     @torch.no_grad()
     def log_likelihood(
-        self,
+        self: Any,
         prompt_ids: torch.Tensor | Sequence[Any],
         answer_ids: torch.Tensor | Sequence[Any],
         estimator: str = "monte_carlo",
@@ -155,9 +154,12 @@ def _read_rows(given: Any, name: str) -> list[torch.Tensor] | torch.Tensor:
         return given.cpu().long() if given.ndim == 1 else list(given.cpu().long())
     if all(isinstance(token, int) for token in given):
         return torch.tensor(list(given), dtype=torch.long)
-    rows = [_read_rows(row, name) for row in given]
-    if not all(isinstance(row, torch.Tensor) for row in rows):
-        raise ValueError(f"`{name}` is nested too deep; give one row of ids per pair.")
+    rows = []
+    for part in given:
+        row = _read_rows(part, name)
+        if not isinstance(row, torch.Tensor):
+            raise ValueError(f"`{name}` is nested too deep; give one row of ids per pair.")
+        rows.append(row)
     return rows
 
 

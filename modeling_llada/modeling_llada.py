@@ -434,9 +434,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
             positions_to_keep = true_first(logits_to_keep, max(num_logits_to_keep))
             is_wanted = logits_to_keep.gather(1, positions_to_keep)
             wanted = true_first(is_wanted.flatten(), sum(num_logits_to_keep))
-        if token_losses:
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if token_losses and given is not None:
             assert labels is not None and isinstance(logits_to_keep, torch.Tensor), "checked above"
-            given = input_ids if inputs_embeds is None else inputs_embeds
             scored = find_leading_positions(given, labels, logits_to_keep)
             # routers are looked at where they see all positions
             positions_to_keep = None if output_router_logits else scored

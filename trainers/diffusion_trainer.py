@@ -121,6 +121,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
             )
         args = self.args
         if args.sample_steps is not None:
+            assert not isinstance(args.sample_kwargs, str), "read from JSON when it was given"
             every, settings = args.sample_steps or None, args.sample_kwargs or {}
             self.add_callback(SampleCallback(self, args.sample_prompts, freq=every, **settings))
 

@@ -356,7 +356,12 @@ def trajectory_logps(
     Returns:
         `torch.FloatTensor` of shape `(batch, length)`, 0 where no view committed a token.
     """
-    support = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "barred": _mask_token_id(model)}
+    support: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "barred": _mask_token_id(model),
+    }
     return _warped_logps(model, noisy_ids, completion_ids, committed, **support, **inputs).sum(dim=1)
 
 
