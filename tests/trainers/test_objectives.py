@@ -12,7 +12,7 @@ LLADA2 = {"loss_weighting": "uniform", "loss_normalization": "masked"}
 OBJECTIVES = {
     "masked": LLADA2,
     "complementary": {**LLADA2, "complementary_masks": True, "mask_sampling": "exact"},
-    "confidence": {**LLADA2, "confidence_weight": 2.0},
+    "confidence": {**LLADA2, "confidence_weight": 2.0, "complementary_masks": True},
     "confidence of sequences": {"confidence_weight": 2.0, "confidence_temperature": 0.5},
     "editing": {**LLADA2, "edit_ratio": 0.3, "complementary_masks": True},
     "editing of sequences": {"edit_ratio": 0.3},
