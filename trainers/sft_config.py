@@ -1,10 +1,24 @@
 """Arguments of supervised fine-tuning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from trl import SFTConfig
 
 from .diffusion_arguments import MaskedDiffusionArguments
+from .sft_recipes import RECIPES, describe_recipes
+
+
+# the value is that of the recipe, unless one is given
+OF_RECIPE: Any = None
+
+
+def _of_recipe(name: str) -> Any:
+    """A setting of [`MaskedDiffusionArguments`] that recipes have."""
+    return field(
+        default=OF_RECIPE,
+        metadata=next(item.metadata for item in fields(MaskedDiffusionArguments) if item.name == name),
+    )
 
 
 @dataclass
@@ -13,7 +27,28 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
     Arguments of [`LLaDASFTTrainer`]: those of [`~trl.SFTConfig`] and [`MaskedDiffusionArguments`], and the following.
 
     Parameters:
-        eos_fill (`str`, *optional*, defaults to `"longest"`):
+        recipe (`str`, *optional*, defaults to `"paper"`):
+            What the following settings are, where they are not given:
+
+            | setting | `"paper"` | `"stable"` | `"llada2"` |
+            |---|---|---|---|
+            | `learning_rate` | 2.5e-05 | 2.5e-05 | 1e-05 |
+            | `lr_scheduler_type` | warmup_stable_decay | warmup_stable_decay | cosine |
+            | `warmup_steps` | 50 | 50 | 0.03 |
+            | `mask_sampling` | bernoulli | exact | bernoulli |
+            | `ratio_sampling` | iid | stratified | iid |
+            | `min_mask_ratio` | 0.0 | 0.0 | 0.3 |
+            | `max_mask_ratio` | 1.0 | 1.0 | 0.8 |
+            | `complementary_masks` | False | False | True |
+            | `loss_weighting` | elbo | elbo | uniform |
+            | `loss_normalization` | sequence | sequence | masked |
+            | `eos_fill` | longest | fixed | multiple |
+            | `eos_fill_length` | None | 128 | 32 |
+
+            `"paper"` is LLaDA's (arXiv 2502.09992). `"stable"` estimates the same bound with less noise where answers
+            are short, and what a row is filled with does not depend on the rows beside it. `"llada2"` is LLaDA2's, as
+            dFactory has it.
+        eos_fill (`str`, *optional*):
             How far a complete response is filled with end-of-text tokens. They are part of the response: masked, seen
             and trained, which is how the model learns where to stop. A response that `max_length` cut off is not
             filled.
@@ -37,10 +72,10 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`], and follow arXiv 2502.09992:
-    > - `learning_rate`: 2.5e-5.
-    > - `lr_scheduler_type`: `"warmup_stable_decay"`. Without `lr_scheduler_kwargs`: constant, and linear to a tenth
-    >   over the last tenth of training.
-    > - `warmup_steps`: 50. A run of less than four times as many steps says what is left of it.
+    > - `learning_rate`: that of the recipe.
+    > - `lr_scheduler_type`: that of the recipe. `"warmup_stable_decay"` without `lr_scheduler_kwargs` is constant, and
+    >   linear to a tenth over the last tenth of training.
+    > - `warmup_steps`: that of the recipe. A run of less than four times as many steps says what is left of it.
     > - `weight_decay`: 0.1.
     > - `max_length`: 4096.
     > - `bf16`: `True` on accelerators that support it.
@@ -52,25 +87,41 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
     ```python
     >>> from llada import LLaDASFTConfig
 
-    >>> # less noise than in the paper where answers are short, and a fill that does not depend on the batch
-    >>> args = LLaDASFTConfig(
-    ...     "run", mask_sampling="exact", ratio_sampling="stratified", eos_fill="multiple", eos_fill_length=32
-    ... )
+    >>> # less noise than in the paper where answers are short, and a fill of our own
+    >>> args = LLaDASFTConfig("run", recipe="stable", eos_fill_length=32)
+    >>> args.mask_sampling, args.eos_fill_length
+    ('exact', 32)
     ```
     """
 
-    learning_rate: float = field(default=2.5e-5, metadata={"help": "The peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(
-        default="warmup_stable_decay",
-        metadata={"help": "Learning rate schedule. The default without `lr_scheduler_kwargs` is that of LLaDA."},
+    recipe: str = field(
+        default="paper",
+        metadata={
+            "help": f"What settings are that are not given. {describe_recipes()}.",
+            "choices": list(RECIPES),
+        },
     )
-    warmup_steps: float = field(default=50, metadata={"help": "Steps, or share of all steps, of linear warm-up."})
+    learning_rate: float = field(default=OF_RECIPE, metadata={"help": "The peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(
+        default=OF_RECIPE,
+        metadata={"help": "Learning rate schedule. That of LLaDA is `warmup_stable_decay` without kwargs."},
+    )
+    warmup_steps: float = field(
+        default=OF_RECIPE, metadata={"help": "Steps, or share of all steps, of linear warm-up."}
+    )
+    mask_sampling: str = _of_recipe("mask_sampling")
+    ratio_sampling: str = _of_recipe("ratio_sampling")
+    min_mask_ratio: float = _of_recipe("min_mask_ratio")
+    max_mask_ratio: float = _of_recipe("max_mask_ratio")
+    complementary_masks: bool = _of_recipe("complementary_masks")
+    loss_weighting: str = _of_recipe("loss_weighting")
+    loss_normalization: str = _of_recipe("loss_normalization")
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
     max_length: int | None = field(
         default=4096, metadata={"help": "Longest row in tokens, end-of-text tokens included. Longer ones are cut."}
     )
     eos_fill: str = field(
-        default="longest",
+        default=OF_RECIPE,
         metadata={
             "help": "How far a complete response is filled with end-of-text tokens.",
             "choices": ["longest", "multiple", "fixed", "none"],
@@ -95,6 +146,15 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
     )
 
     def __post_init__(self):
+        if self.recipe not in RECIPES:
+            raise ValueError(f"`recipe={self.recipe!r}` is unknown; write one of {tuple(RECIPES)}.")
+        recipe = RECIPES[self.recipe]
+        if self.eos_fill is not None and self.eos_fill != recipe["eos_fill"]:
+            # its length is that of another fill
+            recipe = recipe | {"eos_fill_length": None}
+        for name, value in recipe.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         refused = {
             "packing": "attention reaches over the documents of a packed row. Write `packing=False`",
             "eval_packing": "attention reaches over the documents of a packed row. Write `eval_packing=False`",

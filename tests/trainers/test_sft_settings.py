@@ -7,12 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from installed_wheel import ROOT
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, TrainingArguments
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, SFTConfig, TrlParser
 
 from llada import ILLaDAForCausalLM, LLaDAModelLM, LLaDAPreTrainingConfig, LLaDASFTConfig, LLaDASFTTrainer
+from llada.generation.configuration_diffusion import DEFAULTS
 from llada.trainers.diffusion_arguments import MaskedDiffusionArguments
+from llada.trainers.sft_recipes import RECIPES
 
 
 def test_the_defaults_are_those_of_the_paper(tmp_path):
@@ -260,3 +263,50 @@ def test_a_dataset_of_images_is_refused(make_trainer):
     rows = Dataset.from_dict({"prompt": ["a"], "completion": ["b"], "image": ["c"]})
     with pytest.raises(ValueError, match="vision"):
         make_trainer(train_dataset=rows)
+
+
+RECIPE_ROWS = {
+    f"| `{name}` | {' | '.join(str(recipe[name]) for recipe in RECIPES.values())} |" for name in RECIPES["paper"]
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_sets_what_is_not_given(make_args, recipe):
+    default = {"learning_rate": None, "warmup_steps": None}
+    args = make_args(recipe=recipe, **default)
+    assert {name: getattr(args, name) for name in RECIPES[recipe]} == RECIPES[recipe]
+    # also what is the default of another recipe
+    for other in RECIPES.values():
+        given = {name: value for name, value in other.items() if value is not None}
+        args = make_args(recipe=recipe, **given)
+        assert {name: getattr(args, name) for name in given} == given
+
+
+def test_the_default_recipe_is_that_of_the_paper(make_args):
+    assert make_args() == make_args(recipe="paper", mask_sampling="bernoulli")
+    # a length that belongs to another fill is not taken over
+    assert make_args(recipe="stable", eos_fill="none").eos_fill_length is None
+    assert make_args(recipe="stable", eos_fill_length=7).eos_fill_length == 7
+
+
+def test_recipes_on_the_command_line(tmp_path):
+    parser = TrlParser(LLaDASFTConfig)
+    folder = str(tmp_path)
+    (args,) = parser.parse_args_and_config(["--output_dir", folder, "--recipe", "llada2", "--mask_sampling", "exact"])
+    assert args.mask_sampling == "exact" and args.complementary_masks is True and args.max_mask_ratio == 0.8
+    text = " ".join(parser.format_help().split())
+    for name, changes in RECIPES.items():
+        assert f"`{name}`:" in text
+        assert f"loss_normalization {changes['loss_normalization']}" in text
+
+
+def test_the_tables_of_recipes_are_those_of_the_code():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert RECIPE_ROWS <= {line.strip() for line in LLaDASFTConfig.__doc__.splitlines()}
+    assert RECIPE_ROWS <= set(page.splitlines())
+    assert RECIPES["stable"]["eos_fill_length"] == DEFAULTS["max_new_tokens"]
+
+
+def test_an_unknown_recipe_is_refused(make_args):
+    with pytest.raises(ValueError, match="recipe='fast'.*'paper', 'stable', 'llada2'"):
+        make_args(recipe="fast")
