@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from peft import PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from torch.optim import SGD
-from training_probes import NoiseRecorder, mask_every_other, parameters_of
+from training_probes import NoiseRecorder, mask_by_content, mask_every_other, parameters_of
 from transformers import AutoModelForMaskedLM, TrainingArguments
 from trl import SFTConfig
 
@@ -166,7 +166,7 @@ def test_accumulated_gradients_are_those_of_one_batch(make_pre_trainer, make_mod
             random_length_probability=1.0,
         )
         assert len(trainer.train_dataset) == 6
-        trainer.forward_process = mask_every_other
+        trainer.forward_process = mask_by_content(trainer.forward_process)
         trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)
         trainer.train()
         results.append((parameters_of(trainer.model), trainer.state.log_history[0]["loss"]))
