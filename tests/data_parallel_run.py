@@ -1,15 +1,22 @@
 """A run on several processes, started by `trainers/test_data_parallel.py`: writes what each of them saw."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType, PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from datasets import Dataset
 from tiny_tokenizer import build_tiny_tokenizer
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD
-from training_probes import NoiseRecorder, mask_every_other
+from training_probes import NoiseRecorder, mask_by_content
 
+import llada_cli
 from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer, SampleCallback
 
 
@@ -35,16 +42,19 @@ def make_trainer(folder: Path, per_device_train_batch_size: int, **settings) -> 
     args = LLaDASFTConfig(
         str(folder),
         max_steps=1,
+        # in which the learning rate would be 0
+        warmup_steps=0,
         per_device_train_batch_size=per_device_train_batch_size,
         per_device_eval_batch_size=2,
-        eos_fill="fixed",
-        eos_fill_length=7,
+        # so that rows differ in the number of tokens that count
+        eos_fill="none",
         max_grad_norm=0.0,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        activation_checkpointing=False,
+        # of several processes: gradients are the same with and without
+        activation_checkpointing=per_device_train_batch_size < 8,
         use_cpu=True,
         dataloader_pin_memory=False,
         **settings,
@@ -64,7 +74,7 @@ def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> No
             gradient_accumulation_steps=accumulation,
             loss_normalization=normalization,
         )
-        trainer.forward_process = mask_every_other
+        trainer.forward_process = mask_by_content(trainer.forward_process)
         trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)
         trainer.train()
         rank = trainer.accelerator.process_index
@@ -91,6 +101,38 @@ def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> No
     (folder / f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 
 
+def shard_on_cpu(config_file: Path) -> None:
+    """
+    What `accelerate launch --config_file` does for FSDP, on a CPU. accelerate shards models on accelerators only, so
+    it is told that this is one.
+    """
+    arguments = launch_command_parser().parse_args(["--config_file", str(config_file), "--num_processes=2", "-"])
+    environment = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    os.environ |= {name: value for name, value in environment.items() if "FSDP" in name}
+    initialise = AcceleratorState.__init__
+
+    def as_accelerator(self, *args, **kwargs):
+        if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        initialise(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = as_accelerator
+
+
+def run_sharded(folder: Path) -> None:
+    """One step without noise of a model that is spread over the processes, and what is saved of it."""
+    shard_on_cpu(Path(llada_cli.__file__).parent / "accelerate_configs" / "fsdp2.yaml")
+    trainer = make_trainer(folder, 2, gradient_accumulation_steps=2, loss_normalization="token")
+    trainer.forward_process = mask_by_content(trainer.forward_process)
+    trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)
+    trainer.train()
+    assert trainer.is_fsdp_enabled and all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    trainer.save_model(str(folder / "sharded"))
+    if trainer.accelerator.process_index == 0:
+        (folder / "sharded.json").write_text(json.dumps(trainer.state.log_history[0]), encoding="utf-8")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
+    run_sharded(Path(sys.argv[1]))

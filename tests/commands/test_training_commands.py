@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from demo_checkpoint import DEMO_FOLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+import llada_cli
 from llada_cli import main
 
 
@@ -195,3 +197,19 @@ def test_pre_training_of_an_adapter(train) -> None:
         *(f"{part}_proj" for part in "qkvo"),
         *(f"{part}_proj" for part in ("gate", "up", "down")),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("ddp", "MULTI_GPU", {}),
+        ("fsdp2", "FSDP", {"fsdp_version": 2, "fsdp_state_dict_type": "FULL_STATE_DICT"}),
+        ("zero3", "DEEPSPEED", {"zero_stage": 3, "zero3_save_16bit_model": True}),
+    ],
+)
+def test_accelerate_reads_the_configurations(name: str, kind: str, settings: dict) -> None:
+    """It refuses keys that it does not know. `tests/trainers/test_data_parallel.py` trains with that of FSDP2."""
+    path = Path(llada_cli.__file__).parent / "accelerate_configs" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert (config.distributed_type.value, config.mixed_precision) == (kind, "bf16")
+    assert settings.items() <= {**config.fsdp_config, **config.deepspeed_config}.items()

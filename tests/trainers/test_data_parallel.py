@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_parallel_run import run
+from data_parallel_run import make_trainer, run
+from safetensors.torch import load_file
+
+from llada import LLaDAModelLM
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +43,8 @@ def _results(folder, rank=0):
 def test_the_gradient_is_that_of_one_large_batch(runs, normalization):
     two, one = runs
     expected = torch.load(one / f"{normalization}.pt")
+    before = dict(make_trainer(one, 8).model.named_parameters())
+    assert all(not torch.equal(parameter, expected[name]) for name, parameter in before.items())
     for name, parameter in torch.load(two / f"{normalization}.pt").items():
         torch.testing.assert_close(parameter, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -58,6 +63,19 @@ def test_the_evaluation_is_that_of_one_process(runs):
     assert len(names) == 7
     for name in names:
         assert evaluation[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_a_model_spread_over_processes_learns_and_is_saved_the_same(runs):
+    """With the shipped configuration of FSDP2, and with activations computed twice."""
+    two, one = runs
+    logged, expected = json.loads((two / "sharded.json").read_text()), _results(one)["token"]
+    assert logged["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    config = json.loads((two / "sharded" / "config.json").read_text())
+    assert config["architectures"] == ["LLaDAModelLM"]
+    assert "model.transformer.blocks.0.attn_out.weight" in load_file(two / "sharded" / "model.safetensors")
+    model, expected = LLaDAModelLM.from_pretrained(two / "sharded"), torch.load(one / "token.pt")
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(parameter, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def _ratios(runs, ratio_sampling):
