@@ -2,8 +2,12 @@
 
 import logging
 import math
+import os
+import random
 import re
 import shutil
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -223,6 +227,53 @@ def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(finished):
     assert trainer.state.global_step == 4
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own without starting Python anew")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("moment", ["step", "optimizer.pt"])
+def test_a_kill_loses_nothing_but_the_step(make_run, tmp_path, moment):
+    """In the middle of a step that is drawn, and with half a file of its checkpoint written."""
+    settings = {"max_steps": 4, "save_steps": 1}
+    trainer = make_run(**settings, output_dir=str(tmp_path / "whole"))
+    trainer.train()
+    step = random.Random(moment).randint(2, 4)
+    child = os.fork()
+    if child == 0:
+        try:
+            # threads do not survive a fork, and nobody would wake a process that waits for them
+            torch.set_num_threads(1)
+            signal.alarm(60)
+            run = make_run(**settings)
+            save = torch.save
+
+            def save_half(value, path, *args, **kwargs):
+                save(value, path, *args, **kwargs)
+                if run.state.global_step == step and Path(path).name == moment:
+                    os.truncate(path, Path(path).stat().st_size // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            def stop_backward(gradient):
+                if run.state.global_step + 1 == step and moment == "step":
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            torch.save = save_half
+            run.model.lm_head.weight.register_hook(stop_backward)
+            run.train()
+        finally:
+            # it was to be killed, and must not go on with the tests
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+    resumed = make_run(**settings)
+    started = []
+    resumed.add_callback(_At(step, lambda model: started.append(resumed.state.global_step)))
+    assert resumed._find_checkpoint(True) == str(tmp_path / "run" / f"checkpoint-{step - 1}")
+    resumed.train(resume_from_checkpoint=True)
+    assert started == [step - 1]
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name
 
 
 def test_not_to_resume_can_be_said(make_trainer):
