@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .generation.listeners.trace import Trace
     from .generation.presets import preset
     from .trainers.data_collator import DataCollatorForMaskedDiffusion
+    from .trainers.distill_config import LLaDADistillConfig
+    from .trainers.distill_trainer import LLaDADistillTrainer
     from .trainers.pre_trainer import LLaDAPreTrainer
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
     from .trainers.sampling_callback import SampleCallback
@@ -54,6 +56,8 @@ __all__ = [
     "LLaDA2MoeModel",
     "LLaDA2MoeModelLM",
     "LLaDAConfig",
+    "LLaDADistillConfig",
+    "LLaDADistillTrainer",
     "LLaDAMoEConfig",
     "LLaDAMoEModel",
     "LLaDAMoEModelLM",
@@ -73,6 +77,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DataCollatorForMaskedDiffusion": ".trainers.data_collator",
+    "LLaDADistillConfig": ".trainers.distill_config",
+    "LLaDADistillTrainer": ".trainers.distill_trainer",
     "LLaDAPreTrainer": ".trainers.pre_trainer",
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",

@@ -1,6 +1,8 @@
 """Trainers for masked diffusion language models, in the manner of TRL."""
 
 from .data_collator import DataCollatorForMaskedDiffusion
+from .distill_config import LLaDADistillConfig
+from .distill_trainer import DataCollatorForTrajectories, LLaDADistillTrainer
 from .pre_trainer import LLaDAPreTrainer
 from .pretraining_config import LLaDAPreTrainingConfig
 from .sampling_callback import SampleCallback
@@ -11,6 +13,9 @@ from .trajectories import collect_trajectories
 
 __all__ = [
     "DataCollatorForMaskedDiffusion",
+    "DataCollatorForTrajectories",
+    "LLaDADistillConfig",
+    "LLaDADistillTrainer",
     "LLaDAPreTrainer",
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",

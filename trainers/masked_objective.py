@@ -90,16 +90,14 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             return sum((batch["labels"] != -100).sum() for batch in batches)
         if self.args.loss_normalization == "masked":
             # noise is a function of its key, so that it can be looked at ahead
-            counts = [
-                self._add_noise(batch["input_ids"], batch["labels"]).count_scored(len(batch["labels"])).sum()
-                for batch in batches
-            ]
+            counts = [self._add_noise(batch).count_scored(len(batch["labels"])).sum() for batch in batches]
             self._micro_step = self._rows_before = 0
             return sum(counts)
         return self._rows_in_step
 
-    def _add_noise(self, input_ids: torch.Tensor, labels: torch.Tensor) -> MaskedBatch:
-        """The noise of the next micro-batch of a step."""
+    def _add_noise(self, inputs: dict[str, Any]) -> MaskedBatch:
+        """The noise of the next micro-batch of a step, as the collator gave it. A hook for other noise."""
+        input_ids, labels = inputs["input_ids"], inputs["labels"]
         rank, num_ranks = self._data_parallel
         key = (self.args.seed, "train", self.state.global_step)
         batch = self.forward_process(
@@ -145,10 +143,10 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         """
         if return_outputs:
             raise ValueError("`return_outputs=True` is not supported: logits are computed for masked tokens only.")
+        batch = self._add_noise(inputs)
         inputs = dict(inputs)
-        input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
-        num_rows = len(input_ids)
-        batch = self._add_noise(input_ids, labels)
+        labels = inputs.pop("labels")
+        num_rows = len(inputs.pop("input_ids"))
         counts = self.args.loss_normalization == "masked"
         lengths = batch.count_scored(num_rows) if counts else (labels != -100).sum(dim=1)
         copies = len(batch.masked) // num_rows

@@ -88,6 +88,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
 
     _tag_names = ["llada", "masked-diffusion", "sft", "trl"]
     _name = "LLaDA-SFT"
+    _collator_class = DataCollatorForMaskedDiffusion
     # constant, then linear to a tenth over the last tenth
     _stages = ((0.0, 1.0), (0.9, 1.0), (1.0, 0.1))
 
@@ -144,7 +145,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             processing_class.pad_token = args.pad_token
         makes_collator = data_collator is None
         if data_collator is None:
-            data_collator = DataCollatorForMaskedDiffusion(
+            data_collator = self._collator_class(
                 eos_token_id=eos_token_id,
                 pad_token_id=processing_class.pad_token_id,
                 eos_fill=args.eos_fill,
