@@ -185,6 +185,8 @@ def test_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         (["infill", DEMO, "no gap"], "write ___ where a token is wanted"),
         (["sft"], "What is trained? Write `--model_name_or_path`"),
         (["sft", "--model_name_or_path", DEMO], "What is trained on? Write `--dataset_name`"),
+        (["distill"], "What is distilled? Write `--model_name_or_path`"),
+        (["distill", "--generation_kwargs", "fast"], "`generation_kwargs='fast'` is no JSON object"),
         (["pretrain"], "a new one, for which there lacks `--hidden_size`, `--num_hidden_layers`"),
         (
             ["pretrain", "--model_name_or_path", DEMO, "--hidden_size", "8"],

@@ -20,7 +20,7 @@ OPTIONS = ["--max_steps", "2", "--learning_rate", "0.01", "--warmup_steps", "0",
 OPTIONS += ["--report_to", "none", "--disable_tqdm", "true", "--dataloader_pin_memory", "false"]
 SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
 TEXT = "Ada Moss is Foxholt's shy baker. Ivo Vale is Foxholt's bold miller. "
-COMMANDS = ["pretrain", "sft"]
+COMMANDS = ["distill", "pretrain", "sft"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
 
@@ -43,6 +43,9 @@ def train(tmp_path: Path, books: str):
         folder = tmp_path / "trained"
         shared = ["--dataset_name", books, "--output_dir", str(folder), *OPTIONS]
         shared += ["--sequence_length", "8"] if command == "pretrain" else []
+        if command == "distill":
+            (tmp_path / "prompts.jsonl").write_text('{"prompt": "Who is Ada Moss?\\n"}\n', encoding="utf-8")
+            shared += ["--dataset_name", str(tmp_path / "prompts.jsonl")]
         assert main([command, *shared, *options]) == status
         return folder
 
@@ -213,3 +216,23 @@ def test_accelerate_reads_the_configurations(name: str, kind: str, settings: dic
     config = load_config_from_file(str(path))
     assert (config.distributed_type.value, config.mixed_precision) == (kind, "bf16")
     assert settings.items() <= {**config.fsdp_config, **config.deepspeed_config}.items()
+
+
+def test_a_teacher_answers_prompts_and_a_student_is_trained_on_it(train, tmp_path: Path) -> None:
+    recipe = tmp_path / "distill.yaml"
+    recipe.write_text("block_lengths: [2, 4]\ngeneration_kwargs:\n  max_denoising_steps: 2\n", encoding="utf-8")
+    folder = train("distill", "--model_name_or_path", DEMO, "--config", str(recipe))
+    (row,) = map(json.loads, (folder / "trajectories.jsonl").read_text(encoding="utf-8").splitlines())
+    assert max(row["step_of"]) == 1
+    before, after = (load_file(path / "model.safetensors") for path in (DEMO_FOLDER, folder))
+    assert any((before[name] != after[name]).any() for name in before)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| trainer | LLaDADistillTrainer |" in card and "in one block of 2 then 4 tokens" in card
+
+    # its own file is data, too: no teacher is asked, not even one that does not exist
+    traces = ["--dataset_name", str(folder / "trajectories.jsonl"), "--teacher_model_name_or_path", "no-such-model"]
+    again = load_file(train("distill", "--model_name_or_path", DEMO, "--block_lengths", "2", "4", *traces)
+                      / "model.safetensors")  # fmt: skip
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    # to answer prompts it would have to be there
+    train("distill", "--model_name_or_path", DEMO, *traces[2:], status=1)
