@@ -4,13 +4,16 @@ Measures every preset, and the settings between them, against a plain loop.
     python -m benchmarks                    trains the models if need be, measures, writes RESULTS.md
     python -m benchmarks --only 8,192       the workloads whose name holds this
     python -m benchmarks --accelerator      also one step of an 8B model with random weights, on a GPU
+    python -m benchmarks --distill          tokens per step before and after distillation, into RESULTS.md, too
     python -m benchmarks --exact            what each rule loses, exactly, on models small enough: docs/samplers.md
 """
 
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CompileConfig, PreTrainedConfig
@@ -21,7 +24,8 @@ from llada import LLaDAConfig
 from .accelerator import draw_model, measure_steps
 from .certificates import write_certificates
 from .decoding import measure
-from .report import as_dict, hardware, table, write
+from .distillation import measure_distillation
+from .report import as_dict, hardware, read, table, write
 from .roofline import H200, Device, forward_bound, probe
 from .synthetic_text import draw_texts
 from .trained_model import load
@@ -37,11 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--training-steps", type=int, default=600, help="of each model, the first time")
+    parser.add_argument("--hidden-size", type=int, help="width of the trained models, for a quick look")
+    parser.add_argument("--num-layers", type=int, help="their depth")
     parser.add_argument("--only", default="", help="workloads whose name holds this")
     parser.add_argument(
         "--tiny", action="store_true", help="a model of a few weights, in seconds: figures mean nothing"
     )
     parser.add_argument("--accelerator", action="store_true", help="also time steps of an 8B model on the GPU")
+    parser.add_argument("--distill", action="store_true", help="only distil the trained model and that of the demo")
     parser.add_argument("--exact", action="store_true", help="only enumerate what each rule samples from")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     parser.add_argument("--cache", type=Path, default=None, help="folder of trained models")
@@ -55,19 +62,30 @@ def main(arguments: list[str] | None = None) -> None:
         write_certificates()
         return
 
-    shape = {"hidden_size": 64, "num_layers": 1} if options.tiny else {}
+    sizes = {"hidden_size": options.hidden_size, "num_layers": options.num_layers}
+    if options.tiny:
+        sizes = {"hidden_size": 64, "num_layers": 1}
+    shape = {name: size for name, size in sizes.items() if size is not None}
     cache = {"cache": options.cache} if options.cache else {}
     device = torch.device(options.device)
+    command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
     machine = hardware()
-    limits = probe(device)
-    results = {
-        "command": shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]),
+    results: dict[str, Any] = {
+        "command": command,
         "hardware": machine,
         "repetitions": options.repetitions,
-        "device": as_dict(limits),
         "workloads": [],
         "steps": [],
     }
+    former = read(options.output)
+    if options.distill:
+        tasks = measure_distillation(partial(load, options.training_steps, **cache, **shape), options.tiny)
+        distilled = {"command": command, "hardware": machine, "tasks": tasks}
+        for path in write({**results, **former, "distillation": distilled}, options.output):
+            print(f"wrote {path}")
+        return
+    limits = probe(device)
+    results |= {"device": as_dict(limits)} | {name: former[name] for name in ("distillation",) if name in former}
     for workload in workloads:
         model = load(options.training_steps, workload.vocab_size, family=workload.model, **cache, **shape).to(device)
         prompt = draw_texts(

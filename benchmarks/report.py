@@ -59,6 +59,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def distillation_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of distillation as Markdown."""
+    lines = [
+        "| model | prompts | right | right, one token a step | as the teacher's | tokens/ forward | s of training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seconds = "" if row["training_seconds"] is None else f"{row['training_seconds']:.0f}"
+        shares = " | ".join(f"{row[name]:.1%}" for name in ("accuracy", "slow_accuracy", "agreement"))
+        lines.append(f"| {row['model']} | {row['prompts']} | {shares} | {row['tokens_per_forward']:.2f} | {seconds} |")
+    return "\n".join(lines)
+
+
 def targets(results: dict[str, Any]) -> str:
     """Every target, what was measured, and whether that meets it, as Markdown."""
     lines = ["| target | measured | |", "|---|---|---|"]
@@ -138,13 +151,10 @@ def _ours(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    machine = results["hardware"]
     parts = [
         "# Results",
         "",
-        f"Written by `{results['command']}`. {machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
-        f"thread{'s' if machine['threads'] > 1 else ''} (load {machine['load']:.1f}), accelerator: "
-        f"{machine['accelerator']}; torch {machine['torch']}, transformers {machine['transformers']}. On a CPU, times "
+        f"Written by `{results['command']}`. {_machine(results['hardware'])} On a CPU, times "
         "are CPU time: other work on the machine disturbs them less. Medians of "
         f"{results['repetitions']} interleaved repetitions. How to read the columns: docs/performance.md.",
         "",
@@ -167,7 +177,26 @@ def markdown(results: dict[str, Any]) -> str:
                 f"| {step['name']} | {step['milliseconds']:.2f} | {step['bound_milliseconds']:.2f} | "
                 f"{step['peak_gigabytes']:.1f} | {step['needed_gigabytes']:.1f} |"
             )
+    if "distillation" in results:
+        part = results["distillation"]
+        parts += ["", "## Distillation", "", f"Written by `{part['command']}`. {_machine(part['hardware'])}"]
+        for task in part["tasks"]:
+            parts += ["", f"{task['task'][0].upper()}{task['task'][1:]}:", "", distillation_table(task["rows"])]
     return "\n".join(parts) + "\n"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} "
+        f"thread{'s' if machine['threads'] > 1 else ''} (load {machine['load']:.1f}), accelerator: "
+        f"{machine['accelerator']}; torch {machine['torch']}, transformers {machine['transformers']}."
+    )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `write` wrote there, or nothing."""
+    file = folder / "results.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -206,4 +235,14 @@ def as_dict(row: Any) -> dict[str, Any]:
     return asdict(row)
 
 
-__all__ = ["as_dict", "hardware", "markdown", "table", "targets", "where_the_time_goes", "write"]
+__all__ = [
+    "as_dict",
+    "distillation_table",
+    "hardware",
+    "markdown",
+    "read",
+    "table",
+    "targets",
+    "where_the_time_goes",
+    "write",
+]

@@ -70,4 +70,4 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-__all__ = ["EOS", "MASK", "PERIOD", "STOP", "draw_texts", "word_tokenizer"]
+__all__ = ["EOS", "FIRST_WORD", "MASK", "NUM_FORMS", "PERIOD", "STOP", "draw_texts", "word_tokenizer"]

@@ -10,6 +10,7 @@ from torch import nn
 from benchmarks.__main__ import main
 from benchmarks.counters import DispatchCounter, ForwardMeter, replay
 from benchmarks.decoding import measure
+from benchmarks.distillation import text_task
 from benchmarks.report import targets, where_the_time_goes
 from benchmarks.roofline import H200, backbone_weights, forward_bound, probe
 from benchmarks.synthetic_text import EOS, PERIOD, STOP, draw_texts
@@ -59,6 +60,40 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "| exact | " in report and "## Targets" in report and "## LLaDA2, prompt 32" in report
     assert f"(load {results['hardware']['load']:.1f})" in report and results["hardware"]["load"] == 3.25
     assert "| plain loop | 1.00 |" in capsys.readouterr().out
+
+
+def test_distillation_is_measured_and_the_rest_of_the_report_stays(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__.probe", lambda device: H200)
+    monkeypatch.setattr("benchmarks.__main__.draw_model", lambda *args: None)
+    monkeypatch.setattr("benchmarks.__main__.measure_steps", lambda *args, **kwargs: [])
+    arguments = ["--tiny", "--training-steps", "2", "--output", str(tmp_path), "--cache", str(tmp_path / "models")]
+    nothing_else = ["--only", "something", "--accelerator"]
+    main([*arguments, *nothing_else])
+    before = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    main([*arguments, "--distill"])
+    after = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert after.startswith(before) and "## Distillation" in after[len(before) :]
+    demo, text = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["distillation"]["tasks"]
+    assert [row["model"] for row in text["rows"]] == ["teacher", "random", "trajectory"]
+    teacher, others = demo["rows"][:2]
+    assert (teacher["prompts"], others["prompts"]) == ("distilled on", "others")
+    assert teacher["slow_accuracy"] == pytest.approx(26 / 30) and 1.2 < teacher["tokens_per_forward"] < 1.4
+    assert "| teacher | distilled on | 83.3% | 86.7% |" in after and "| teacher |" in capsys.readouterr().out
+    # and the other way round
+    main([*arguments, *nothing_else])
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8").partition("## Distillation")[2] in after
+
+
+def test_what_is_right_in_a_text():
+    task = text_task(tiny=True)
+    prompt = task.prompts[0]
+    # the second period once more, and each word in its other form where there are two
+    period = prompt[PERIOD:]
+    assert task.max_new_tokens == PERIOD and task.score(prompt, period) == 1
+    other = [3 + ((word - 3) ^ 1) if word - 3 < 125 else word for word in period]
+    assert task.score(prompt, other) == 1
+    assert task.score(prompt, period[: PERIOD // 2]) == 0.5
+    assert task.score(prompt, [word + 2 for word in period]) == 0
 
 
 def test_steps_are_timed_alone_and_a_name_that_nothing_has_is_refused(tmp_path, capsys):
