@@ -126,9 +126,10 @@ class LLaDAAttention(nn.Module):
         # read by the attention back-ends: without it they would apply a causal mask
         self.is_causal = False
         width, kv_width = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=bool(config.attention_bias))
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=bool(config.attention_bias))
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bool(config.attention_bias))
+        has_bias = bool(config.attention_bias or config.use_qkv_bias)
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=has_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=has_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=has_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=bool(config.attention_bias))
         self.q_norm = LLaDARMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
         self.k_norm = LLaDARMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()

@@ -125,6 +125,8 @@ class MaskedDiffusionConfig(PreTrainedConfig):
     partial_rotary_factor = Constant(1.0)
     rope_full_precision = Constant(False)
     use_qk_norm = Constant(False)
+    use_qkv_bias = Constant(False)
+    right_shift_logits = Constant(False)
     float32_logits = Constant(False)
     block_size = Constant(None)
     expert_capacity = Constant(None)

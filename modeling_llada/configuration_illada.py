@@ -1,4 +1,4 @@
-"""Configuration of iLLaDA-8B (arXiv 2606.25331)."""
+"""Configuration of iLLaDA-8B (arXiv 2606.25331), and of causal models that become diffusion models."""
 
 from .configuration_base import MaskedDiffusionConfig
 
@@ -6,7 +6,8 @@ from .configuration_base import MaskedDiffusionConfig
 class ILLaDAConfig(MaskedDiffusionConfig):
     r"""
     Configuration of an [`ILLaDAModel`]: Llama's key names, grouped-query attention, a tied head. The defaults are
-    those of iLLaDA-8B as far as they are known; `config.json` decides.
+    those of iLLaDA-8B as far as they are known; `config.json` decides. The last three switches are for models that
+    [`from_causal`] makes, which are of this family.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 155136):
@@ -47,6 +48,13 @@ class ILLaDAConfig(MaskedDiffusionConfig):
             Id of `<[MASK]>`. The published file does not store it.
         bos_token_id, pad_token_id, eos_token_id (`int`, *optional*, defaults to 0, 1 and 2):
             Ids of the start, padding and end-of-text tokens.
+        use_qk_norm (`bool`, *optional*, defaults to `False`):
+            Whether every head norms its queries and keys, as in Qwen3.
+        use_qkv_bias (`bool`, *optional*, defaults to `False`):
+            Whether queries, keys and values have biases and the output projection has none, as in Qwen2.
+        right_shift_logits (`bool`, *optional*, defaults to `False`):
+            Whether a token is predicted from the last hidden state of the position before it, as causal models do.
+            The logits of the model belong to the position they stand at either way.
 
     Raises:
         ValueError: If `layer_norm_eps` is set, or no model can be built from the values.
@@ -87,6 +95,9 @@ class ILLaDAConfig(MaskedDiffusionConfig):
     pad_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     use_cache: bool = False
+    use_qk_norm: bool = False
+    use_qkv_bias: bool = False
+    right_shift_logits: bool = False
 
     def validate_architecture(self) -> None:
         """Refuses LayerNorm, which no release uses, and what no model can be built from."""

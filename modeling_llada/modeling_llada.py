@@ -39,6 +39,7 @@ from .experts import LLaDAExperts
 from .forward_checks import refuse_packed_documents, refuse_unknown_arguments, warn_of_unmasked_training
 from .kept_positions import apply_head, take_positions, take_queries
 from .log_likelihood import LogLikelihoodMixin
+from .logit_shift import find_sources
 from .published_checkpoints import PublishedCheckpointsMixin
 from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
@@ -440,6 +441,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
             scored = find_leading_positions(given, labels, logits_to_keep)
             # routers are looked at where they see all positions
             positions_to_keep = None if output_router_logits else scored
+        is_shifted = self.config.right_shift_logits
         if input_ids is not None and labels is not None and not token_losses:
             self.look_at_training(input_ids)
         if input_ids is not None and not is_sampling and not self.training:
@@ -454,11 +456,18 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            positions_to_keep=positions_to_keep,
+            positions_to_keep=None if is_shifted else positions_to_keep,
             return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
+        if is_shifted:
+            caching = {name: kwargs.get(name) for name in ("past_key_values", "cache_position")}
+            sources, hidden_states = find_sources(
+                self.config.num_hidden_layers, hidden_states, attention_mask, position_ids, **caching
+            )
+            kept = sources if positions_to_keep is None else sources.gather(1, positions_to_keep)
+            hidden_states = take_positions(hidden_states, kept)
         output_class = MaskedLMOutput
         fields = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if token_losses:

@@ -59,11 +59,9 @@ class CanvasCache:
             `tuple` of keys and values, each of shape `(batch, heads, visible, head_dim)`.
         """
         if layer_idx == len(self.keys):
-            batch, heads, _, head_dim = key.shape
-            shape = (batch, heads, self.position_ids.shape[1], head_dim)
-            # zeros: a hidden position has no weight, but nan times no weight is nan
-            self.keys.append(key.new_zeros(shape))
-            self.values.append(value.new_zeros(shape))
+            for buffers, new in ((self.keys, key), (self.values, value)):
+                # zeros: a hidden position has no weight, but nan times no weight is nan
+                buffers.append(new.new_zeros(*new.shape[:2], self.position_ids.shape[1], new.shape[3]))
         for buffer, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
             if inexact is not None:
                 new = torch.where(inexact[:, None, :, None], buffer[:, :, cache_position], new)

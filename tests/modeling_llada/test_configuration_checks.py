@@ -130,14 +130,15 @@ DENSE = {
     "float32_logits": True,
     "output_router_logits": True,
     "partial_rotary_factor": 0.5,
-    "use_qk_norm": True,
 }
+# what makes a diffusion model of a causal one is of the family of iLLaDA
+UNCONVERTED = {"right_shift_logits": True, "use_qk_norm": True, "use_qkv_bias": True}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unknown_keys_are_kept_and_never_read(name, tmp_path):
     golden = load_golden(name)
-    added = UNKNOWN | (DENSE if name in ("llada", "illada") else {})
+    added = UNKNOWN | (DENSE if name in ("llada", "illada") else {}) | (UNCONVERTED if name == "llada" else {})
     (tmp_path / "config.json").write_text(json.dumps(published(name) | added), encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes((golden.folder / "model.safetensors").read_bytes())
     model = AutoModelForMaskedLM.from_pretrained(tmp_path)
