@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .generation.listeners.terminal import TerminalStreamer
     from .generation.listeners.trace import Trace
     from .generation.presets import preset
+    from .modeling_llada.causal_conversion import from_causal
     from .trainers.data_collator import DataCollatorForMaskedDiffusion
     from .trainers.distill_config import LLaDADistillConfig
     from .trainers.distill_trainer import LLaDADistillTrainer
@@ -70,6 +71,7 @@ __all__ = [
     "SampleCallback",
     "TerminalStreamer",
     "Trace",
+    "from_causal",
     "preset",
 ]
 
@@ -86,6 +88,7 @@ _LAZY = {
     "SampleCallback": ".trainers.sampling_callback",
     "TerminalStreamer": ".generation.listeners.terminal",
     "Trace": ".generation.listeners.trace",
+    "from_causal": ".modeling_llada.causal_conversion",
     "preset": ".generation.presets",
 }
 _TRAIN_EXTRA = frozenset({"accelerate", "datasets", "peft", "trl"})
