@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from .trainers.data_collator import DataCollatorForMaskedDiffusion
     from .trainers.distill_config import LLaDADistillConfig
     from .trainers.distill_trainer import LLaDADistillTrainer
+    from .trainers.dpo_config import LLaDADPOConfig
+    from .trainers.dpo_trainer import LLaDADPOTrainer
     from .trainers.pre_trainer import LLaDAPreTrainer
+    from .trainers.preference_collator import DataCollatorForMaskedPreference
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
     from .trainers.sampling_callback import SampleCallback
     from .trainers.sft_config import LLaDASFTConfig
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataCollatorForMaskedDiffusion",
+    "DataCollatorForMaskedPreference",
     "DiffusionGenerationConfig",
     "ILLaDAConfig",
     "ILLaDAForCausalLM",
@@ -57,6 +61,8 @@ __all__ = [
     "LLaDA2MoeModel",
     "LLaDA2MoeModelLM",
     "LLaDAConfig",
+    "LLaDADPOConfig",
+    "LLaDADPOTrainer",
     "LLaDADistillConfig",
     "LLaDADistillTrainer",
     "LLaDAMoEConfig",
@@ -81,6 +87,9 @@ _LAZY = {
     "DataCollatorForMaskedDiffusion": ".trainers.data_collator",
     "LLaDADistillConfig": ".trainers.distill_config",
     "LLaDADistillTrainer": ".trainers.distill_trainer",
+    "DataCollatorForMaskedPreference": ".trainers.preference_collator",
+    "LLaDADPOConfig": ".trainers.dpo_config",
+    "LLaDADPOTrainer": ".trainers.dpo_trainer",
     "LLaDAPreTrainer": ".trainers.pre_trainer",
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",

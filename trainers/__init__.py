@@ -3,7 +3,10 @@
 from .data_collator import DataCollatorForMaskedDiffusion
 from .distill_config import LLaDADistillConfig
 from .distill_trainer import DataCollatorForTrajectories, LLaDADistillTrainer
+from .dpo_config import LLaDADPOConfig
+from .dpo_trainer import LLaDADPOTrainer
 from .pre_trainer import LLaDAPreTrainer
+from .preference_collator import DataCollatorForMaskedPreference
 from .pretraining_config import LLaDAPreTrainingConfig
 from .sampling_callback import SampleCallback
 from .sft_config import LLaDASFTConfig
@@ -13,7 +16,10 @@ from .trajectories import collect_trajectories
 
 __all__ = [
     "DataCollatorForMaskedDiffusion",
+    "DataCollatorForMaskedPreference",
     "DataCollatorForTrajectories",
+    "LLaDADPOConfig",
+    "LLaDADPOTrainer",
     "LLaDADistillConfig",
     "LLaDADistillTrainer",
     "LLaDAPreTrainer",

@@ -18,7 +18,85 @@ else:
 
 
 @dataclass
-class MaskedDiffusionArguments(Base):
+class DiffusionArguments(Base):
+    r"""
+    What the arguments of every trainer of masked diffusion models share, whatever it trains them for. To be inherited
+    together with [`~transformers.TrainingArguments`] or a subclass of it.
+
+    Parameters:
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether logged losses leave out those that are not finite, which takes a wait for the device in every
+            micro-step. A loss that is not finite ends the run either way.
+        sample_steps (`int`, *optional*):
+            Number of training steps after which the model samples, in the terminal and for what reports the run, see
+            [`SampleCallback`]. 0: after every evaluation. It does not sample if not given.
+        sample_prompts (`list[str]`, *optional*):
+            The prompts. If not given, those of the first rows of the evaluation set.
+        sample_kwargs (`dict` or `str`, *optional*):
+            Arguments of `generate`, as a `dict` or in JSON, e.g. `{"max_new_tokens": 64}`.
+    """
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether logged losses leave out those that are not finite."}
+    )
+    sample_steps: int | None = field(
+        default=None, metadata={"help": "Steps after which the model samples. 0: after every evaluation."}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "What it samples after, the first prompts of the evaluation set if not given."}
+    )
+    sample_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How it samples: arguments of `generate` in JSON."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+        if self.activation_checkpointing is None:
+            # transformers 5.23 warns when only the older name is set, which TRL does
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
+        self._check_samples()
+        if self.use_liger_kernel:
+            raise ValueError(
+                "`use_liger_kernel=True` is not supported: its kernels replace a causal loss. Write "
+                "`use_liger_kernel=False`; logits are computed for masked tokens only without it."
+            )
+        if self.label_smoothing_factor != 0:
+            raise ValueError(
+                f"`label_smoothing_factor={self.label_smoothing_factor}` is not supported: a smoothed loss is no "
+                "likelihood bound. Write `label_smoothing_factor=0`."
+            )
+
+    def _check_samples(self) -> None:
+        if isinstance(self.sample_kwargs, str):
+            try:
+                self.sample_kwargs = json.loads(self.sample_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`sample_kwargs={self.sample_kwargs!r}` is no JSON ({error}); write e.g. "
+                    "`'{\"max_new_tokens\": 64}'`."
+                ) from error
+        if self.sample_kwargs is not None and not isinstance(self.sample_kwargs, dict):
+            raise ValueError(
+                f"`sample_kwargs={self.sample_kwargs!r}` names no arguments of `generate`; write e.g. "
+                "`{'max_new_tokens': 64}`."
+            )
+        if self.sample_steps is None and (self.sample_prompts or self.sample_kwargs):
+            raise ValueError(
+                "`sample_prompts` and `sample_kwargs` do nothing without samples; write `sample_steps=100`, or 0 for "
+                "samples after every evaluation."
+            )
+        if self.sample_steps is not None and self.sample_steps < 0:
+            raise ValueError(f"`sample_steps={self.sample_steps}` is no number of steps; write 0 or more.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # every checkpoint holds the pickled arguments, and is uploaded as it is
+        return self.__dict__ | {"hub_token": None}
+
+
+@dataclass
+class MaskedDiffusionArguments(DiffusionArguments):
     r"""
     The settings of the forward process, the loss and the evaluation. To be inherited together with
     [`~transformers.TrainingArguments`] or a subclass of it. The defaults are those of LLaDA (arXiv 2502.09992).
@@ -65,16 +143,6 @@ class MaskedDiffusionArguments(Base):
             Number of masks per sequence, and of forward passes, that an evaluation averages over.
         eval_seed (`int`, *optional*, defaults to 0):
             Seed of the masks of an evaluation. They depend on it and on the sequence, and on nothing else.
-        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
-            Whether logged losses leave out those that are not finite, which takes a wait for the device in every
-            micro-step. A loss that is not finite ends the run either way.
-        sample_steps (`int`, *optional*):
-            Number of training steps after which the model samples, in the terminal and for what reports the run, see
-            [`SampleCallback`]. 0: after every evaluation. It does not sample if not given.
-        sample_prompts (`list[str]`, *optional*):
-            The prompts. If not given, those of the first rows of the evaluation set.
-        sample_kwargs (`dict` or `str`, *optional*):
-            Arguments of `generate`, as a `dict` or in JSON, e.g. `{"max_new_tokens": 64}`.
     """
 
     mask_sampling: str = field(
@@ -129,27 +197,9 @@ class MaskedDiffusionArguments(Base):
         default=8, metadata={"help": "Number of masks per sequence that an evaluation averages over."}
     )
     eval_seed: int = field(default=0, metadata={"help": "Seed of the masks of an evaluation."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether logged losses leave out those that are not finite."}
-    )
-    sample_steps: int | None = field(
-        default=None, metadata={"help": "Steps after which the model samples. 0: after every evaluation."}
-    )
-    sample_prompts: list[str] | None = field(
-        default=None, metadata={"help": "What it samples after, the first prompts of the evaluation set if not given."}
-    )
-    sample_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "How it samples: arguments of `generate` in JSON."}
-    )
 
     def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
-        if self.activation_checkpointing is None:
-            # transformers 5.23 warns when only the older name is set, which TRL does
-            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
-        self._check_samples()
         self.forward_process(mask_token_id=0, vocab_size=3)
         if self.loss_normalization not in NORMALIZATIONS:
             raise ValueError(
@@ -169,42 +219,6 @@ class MaskedDiffusionArguments(Base):
             )
         if self.num_eval_draws < 1:
             raise ValueError(f"`num_eval_draws={self.num_eval_draws}` gives no estimate; write at least 1.")
-        if self.use_liger_kernel:
-            raise ValueError(
-                "`use_liger_kernel=True` is not supported: its kernels replace a causal loss. Write "
-                "`use_liger_kernel=False`; logits are computed for masked tokens only without it."
-            )
-        if self.label_smoothing_factor != 0:
-            raise ValueError(
-                f"`label_smoothing_factor={self.label_smoothing_factor}` is not supported: a smoothed loss is no "
-                "likelihood bound. Write `label_smoothing_factor=0`."
-            )
-
-    def _check_samples(self) -> None:
-        if isinstance(self.sample_kwargs, str):
-            try:
-                self.sample_kwargs = json.loads(self.sample_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"`sample_kwargs={self.sample_kwargs!r}` is no JSON ({error}); write e.g. "
-                    "`'{\"max_new_tokens\": 64}'`."
-                ) from error
-        if self.sample_kwargs is not None and not isinstance(self.sample_kwargs, dict):
-            raise ValueError(
-                f"`sample_kwargs={self.sample_kwargs!r}` names no arguments of `generate`; write e.g. "
-                "`{'max_new_tokens': 64}`."
-            )
-        if self.sample_steps is None and (self.sample_prompts or self.sample_kwargs):
-            raise ValueError(
-                "`sample_prompts` and `sample_kwargs` do nothing without samples; write `sample_steps=100`, or 0 for "
-                "samples after every evaluation."
-            )
-        if self.sample_steps is not None and self.sample_steps < 0:
-            raise ValueError(f"`sample_steps={self.sample_steps}` is no number of steps; write 0 or more.")
-
-    def __getstate__(self) -> dict[str, Any]:
-        # every checkpoint holds the pickled arguments, and is uploaded as it is
-        return self.__dict__ | {"hub_token": None}
 
     def forward_process(self, mask_token_id: int, vocab_size: int) -> ForwardProcess:
         """The forward process that these arguments describe."""
@@ -213,7 +227,7 @@ class MaskedDiffusionArguments(Base):
         return ForwardProcess(mask_token_id, vocab_size=vocab_size, **settings)
 
 
-Arguments = TypeVar("Arguments", bound=MaskedDiffusionArguments)
+Arguments = TypeVar("Arguments", bound=DiffusionArguments)
 
 
 def as_arguments(args: Any, arguments_class: type[Arguments], default_name: str) -> Arguments:
@@ -251,4 +265,4 @@ def as_arguments(args: Any, arguments_class: type[Arguments], default_name: str)
     return arguments_class(**values)
 
 
-__all__ = ["MaskedDiffusionArguments", "as_arguments"]
+__all__ = ["DiffusionArguments", "MaskedDiffusionArguments", "as_arguments"]

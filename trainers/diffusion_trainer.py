@@ -20,7 +20,7 @@ from ..generation.configuration_diffusion import DEFAULTS
 from ..modeling_llada.adapters import lora_target_modules
 from ..modeling_llada.checkpoint_layouts import in_memory_names
 from .data_collator import DataCollatorForMaskedDiffusion
-from .diffusion_arguments import MaskedDiffusionArguments
+from .diffusion_arguments import DiffusionArguments
 from .resumption import ResumableTrainerMixin
 from .sampling_callback import SampleCallback
 
@@ -99,7 +99,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
     initialised.
     """
 
-    args: MaskedDiffusionArguments
+    args: DiffusionArguments
     # learning rate of the paper, as points (share of training, factor of the peak)
     _stages: Sequence[tuple[float, float]] = ((0.0, 1.0), (1.0, 1.0))
     _tag_names = ["llada", "masked-diffusion"]

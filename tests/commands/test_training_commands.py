@@ -236,3 +236,22 @@ def test_a_teacher_answers_prompts_and_a_student_is_trained_on_it(train, tmp_pat
     assert all(torch.equal(after[name], again[name]) for name in after)
     # to answer prompts it would have to be there
     train("distill", "--model_name_or_path", DEMO, *traces[2:], status=1)
+
+
+def test_preferences_are_learnt(train, tmp_path: Path) -> None:
+    rows = [{"prompt": "Who is Ada Moss?\n", "chosen": "Foxholt's shy baker", "rejected": "Foxholt's bold miller"}] * 4
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    folder = train("dpo", "--model_name_or_path", DEMO, "--dataset_name", str(pairs), "--num_draws", "2",
+                   "--save_steps", "2", "--logging_steps", "1")  # fmt: skip
+
+    assert load_file(folder / "model.safetensors").keys() == load_file(DEMO_FOLDER / "model.safetensors").keys()
+    state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
+    first, second = (entry for entry in state["log_history"] if "loss" in entry)
+    assert first["rewards/margins"] == 0 < second["rewards/margins"]
+
+
+def test_preferences_need_a_model(train, capsys: pytest.CaptureFixture) -> None:
+    train("dpo", status=1)
+    assert "What is trained? Write `--model_name_or_path`" in capsys.readouterr().err
