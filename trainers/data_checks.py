@@ -143,12 +143,15 @@ class TokenChecks:
             Number of ids.
         mask_token_id (`int`):
             Id of the mask token, which only the noise may write.
+        may_differ (`bool`, *optional*, defaults to `False`):
+            Whether labels may be other tokens than those of the row, as where editing is trained.
     """
 
     vocab_size: int
     mask_token_id: int
+    may_differ: bool = False
 
-    def read(self, row: dict[str, Any], use_completion_mask: bool = True) -> tuple[list[int], list[bool]]:
+    def read(self, row: dict[str, Any], use_completion_mask: bool = True) -> tuple[list[int], list[int]]:
         """
         A tokenised row. Padding, where `attention_mask` is 0, is cut off.
 
@@ -160,7 +163,7 @@ class TokenChecks:
                 Whether `completion_mask` counts.
 
         Returns:
-            `tuple` of `list[int]` and `list[bool]`: The tokens, and which of them are trained.
+            `tuple` of `list[int]`: The tokens, and their labels, -100 where nothing is trained.
 
         Raises:
             ValueError: If columns contradict each other, or ids cannot be.
@@ -191,17 +194,20 @@ class TokenChecks:
                 "`attention_mask` has a hole: 0 between two 1. Only padding at the ends can be cut off; take those "
                 "tokens out of the row"
             )
+        labels = ids
         if "labels" in row:
             labels = _read_integers(row, "labels")
             differs = visible & (labels != -100) & (labels != ids)
-            if differs.any():
+            if differs.any() and not self.may_differ:
                 at = int(differs.argmax())
                 raise ValueError(
                     f"`labels` has {labels[at]} at token {at}, where `input_ids` has {ids[at]}. The model learns to "
-                    "restore the tokens of the row, so write the same id, or -100 where nothing is trained"
+                    "restore the tokens of the row, so write the same id, or -100 where nothing is trained; or write "
+                    "`edit_ratio=0` to teach `LLaDASFTTrainer`'s model to correct wrong ones"
                 )
-        ids = ids[visible]
-        return self.check(ids.tolist()), trained[visible].tolist()
+            self.check(labels[visible & (labels != -100)].tolist())
+        labels = np.where(trained, labels, -100)
+        return self.check(ids[visible].tolist()), labels[visible].tolist()
 
     def check(self, ids: list[int]) -> list[int]:
         """

@@ -17,7 +17,7 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
 
     Each example has `input_ids` and may have `labels`, -100 on the tokens that are never masked. Without them every
     token may be masked, which is the objective of pre-training. Consecutive labels are a response, several of them in
-    a row are the answers of a conversation.
+    a row are the answers of a conversation. A label that is another token than that of the row is what it should be.
 
     Args:
         eos_token_id (`int`):
@@ -117,14 +117,17 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         inside = positions < lengths[:, None]
         tokens = np.full(inside.shape, self.eos_token_id)
         tokens[inside] = np.concatenate(ids)
-        trainable = inside.copy()
+        # what is right: tokens of the row may be wrong where editing is trained
+        right, trainable = tokens.copy(), inside.copy()
         labels = [np.asarray(example["labels"], dtype=np.int64) for example in examples if "labels" in example]
         if labels:
             self._check_labels(labels, lengths)
-            trainable[inside] = np.concatenate(labels) != -100
+            values = np.concatenate(labels)
+            trainable[inside] = values != -100
+            right[inside] = np.where(values == -100, right[inside], values)
 
         trainable, starts, ends = self._choose_turns(ids, trainable)
-        targets = self._fill_to(tokens, trainable, starts, ends)
+        targets = self._fill_to(right, trainable, starts, ends)
 
         width = int(targets.max())
         if self.pad_to_multiple_of is not None:
@@ -136,10 +139,12 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         trained[:, :common] |= trainable[:, :common]
         pad_token_id = self.eos_token_id if self.pad_token_id is None else self.pad_token_id
         input_ids = np.where(filled, self.eos_token_id, pad_token_id)
-        input_ids[:, :common] = np.where(given[:, :common], tokens[:, :common], input_ids[:, :common])
+        answers = input_ids.copy()
+        for row, values in ((input_ids, tokens), (answers, right)):
+            row[:, :common] = np.where(given[:, :common], values[:, :common], row[:, :common])
         batch = {
             "input_ids": torch.from_numpy(input_ids),
-            "labels": torch.from_numpy(np.where(trained, input_ids, -100)),
+            "labels": torch.from_numpy(np.where(trained, answers, -100)),
         }
         if not filled.all():
             batch["attention_mask"] = torch.from_numpy(filled.astype(np.int64))

@@ -94,8 +94,8 @@ def chunk_documents(
             assert tokenizer is not None, "checked above"
             text = read_text(row, text_field)
             return checks.check(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        ids, trained = checks.read(row)
-        if not all(trained):
+        ids, labels = checks.read(row)
+        if -100 in labels:
             raise ValueError(
                 "a token is not to be trained, and pre-training trains every one. Leave such columns out, or write "
                 "`LLaDASFTTrainer`"

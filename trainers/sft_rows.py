@@ -64,20 +64,19 @@ class RowTokenizer:
 
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         try:
-            ids, trained, is_empty = self._read(row)
+            ids, labels, is_empty = self._read(row)
         except ValueError as error:
             raise ValueError(f"Row {index} of the {self.name} dataset: {error}.") from error
         state = _EMPTY_ANSWER if is_empty else _USABLE
-        if not any(trained[: self.max_length]):
+        if all(label == -100 for label in labels[: self.max_length]):
             state = _UNTRAINED
-        labels = [token if is_trained else -100 for token, is_trained in zip(ids, trained, strict=True)]
         return {"input_ids": ids, "labels": labels, _STATE: state}
 
-    def _read(self, row: dict[str, Any]) -> tuple[list[int], list[bool], bool]:
-        """Tokens, which of them are trained, and whether an answer is empty."""
+    def _read(self, row: dict[str, Any]) -> tuple[list[int], list[int], bool]:
+        """Tokens, their labels, and whether an answer is empty."""
         if self.columns == ("input_ids",):
-            ids, trained = self.checks.read(row, use_completion_mask=self.completion_only_loss is not False)
-            return ids, trained, False
+            ids, labels = self.checks.read(row, use_completion_mask=self.completion_only_loss is not False)
+            return ids, labels, False
         if self.columns == ("prompt", "completion"):
             ids, trained, is_empty = self._read_pair(row)
         elif self.renderer is not None:
@@ -86,7 +85,8 @@ class RowTokenizer:
             text = read_text(row, *self.columns)
             ids = self.tokenizer(text=self._ended(text))["input_ids"]
             trained, is_empty = [True] * len(ids), not text.strip()
-        return self.checks.check(ids), trained, is_empty
+        labels = [token if is_trained else -100 for token, is_trained in zip(ids, trained, strict=True)]
+        return self.checks.check(ids), labels, is_empty
 
     def _read_pair(self, row: dict[str, Any]) -> tuple[list[int], list[bool], bool]:
         if self.renderer is not None:

@@ -57,7 +57,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Examples of one of the types above, or tokenised: `input_ids`, and what is trained of them as `labels`,
             `completion_mask`, `assistant_masks` or `prompt_lengths`. Where `attention_mask` is 0 is padding, which is
-            cut off.
+            cut off. With `edit_ratio`, labels may be other tokens than `input_ids`, which are to be corrected.
         eval_dataset (*optional*):
             As `train_dataset`, or a `dict` of such.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -191,7 +191,9 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
     ) -> Dataset | IterableDataset:
         # a cloned chat template adds tokens
         num_tokens = max(self._model_config.vocab_size, len(processing_class))
-        checks = TokenChecks(num_tokens, find_mask_token_id(self._model_config))
+        checks = TokenChecks(
+            num_tokens, find_mask_token_id(self._model_config), may_differ=args.edit_ratio is not None
+        )
         # the base refuses datasets with a transform, and truncates and shuffles what is tokenised
         if not (isinstance(dataset, Dataset) and dataset.format["type"] == "custom"):
             with global_then_local_main_first():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from training_probes import mask_by_content, parameters_of
@@ -137,3 +138,48 @@ def test_certainty_grows(make_trainer, make_learner):
         ends.append((output.entropies[output.correct].mean().item(), (output.correct.sum() / maskable.sum()).item()))
     assert ends[1][0] < ends[0][0] - 0.1
     assert ends[1][1] > ends[0][1] - 0.05
+
+
+def test_wrong_tokens_of_the_dataset_are_corrected_and_right_ones_stay(make_trainer, make_model):
+    """An answer repeats the prompt. One of its four tokens is wrong, and the model finds out which."""
+    generator = torch.Generator().manual_seed(0)
+    right = torch.randint(8, (256, 4), generator=generator)
+    wrong = right.clone()
+    rows, columns = torch.arange(256), torch.randint(4, (256,), generator=generator)
+    wrong[rows, columns] = (right[rows, columns] + 3) % 8
+    data = {
+        "input_ids": torch.cat([right + 10, wrong], dim=1).tolist(),
+        "labels": torch.cat([torch.full_like(right, -100), right], dim=1).tolist(),
+    }
+    trainer = make_trainer(
+        make_model(),
+        Dataset.from_dict(data),
+        eval_dataset=Dataset.from_dict(data).select(range(16)),
+        max_steps=80,
+        per_device_train_batch_size=32,
+        learning_rate=1e-2,
+        logging_steps=40,
+        eos_fill="none",
+        min_eos=0,
+        edit_ratio=0.0,
+        **LLADA2,
+    )
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    assert batch["input_ids"].tolist() == data["input_ids"][:4] and batch["labels"].tolist() == data["labels"][:4]
+    trainer.train()
+    logs = trainer.state.log_history[1]
+    assert logs["edit_accuracy"] > 0.9 and logs["keep_accuracy"] > 0.9
+    # the likelihood is that of the right tokens
+    clean = data | {"input_ids": torch.cat([right + 10, right], dim=1).tolist()}
+    bound = trainer.evaluate()["eval_nll_bound"]
+    expected = trainer.evaluate(Dataset.from_dict(clean).select(range(16)))["eval_nll_bound"]
+    assert bound == pytest.approx(expected, rel=1e-6)
+
+
+def test_labels_that_cannot_be_are_refused(make_trainer):
+    rows = {"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 4]]}
+    with pytest.raises(ValueError, match="`labels` has 4 at token 2.*`edit_ratio=0`"):
+        make_trainer(train_dataset=Dataset.from_dict(rows))
+    for label, message in ((MASK, "is the mask token"), (5000, "has the id 5000")):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(train_dataset=Dataset.from_dict(rows | {"labels": [[-100, 2, label]]}), edit_ratio=0.0)
