@@ -5,12 +5,15 @@ Measures every preset, and the settings between them, against a plain loop.
     python -m benchmarks --only 8,192       the workloads whose name holds this
     python -m benchmarks --accelerator      also one step of an 8B model with random weights, on a GPU
     python -m benchmarks --distill          tokens per step before and after distillation, into RESULTS.md, too
+    python -m benchmarks --training         a step of fine-tuning, in time and memory; on a GPU of an 8B model, too
     python -m benchmarks --exact            what each rule loses, exactly, on models small enough: docs/samplers.md
 """
 
 import argparse
+import os
 import shlex
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from .report import as_dict, hardware, read, table, write
 from .roofline import H200, Device, forward_bound, probe
 from .synthetic_text import draw_texts
 from .trained_model import load
+from .training_report import COLUMNS
 from .workloads import TINY, WORKLOADS, Workload, settings_for
 
 
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--accelerator", action="store_true", help="also time steps of an 8B model on the GPU")
     parser.add_argument("--distill", action="store_true", help="only distil the trained model and that of the demo")
     parser.add_argument("--exact", action="store_true", help="only enumerate what each rule samples from")
+    parser.add_argument("--training", action="store_true", help="only measure steps of training")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     parser.add_argument("--cache", type=Path, default=None, help="folder of trained models")
     options = parser.parse_args(arguments)
@@ -84,8 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
         for path in write({**results, **former, "distillation": distilled}, options.output):
             print(f"wrote {path}")
         return
+    if options.training:
+        _measure_training(options, command, machine, {**results, **former})
+        return
     limits = probe(device)
-    results |= {"device": as_dict(limits)} | {name: former[name] for name in ("distillation",) if name in former}
+    results |= {"device": as_dict(limits)} | {
+        name: former[name] for name in ("distillation", "training") if name in former
+    }
     for workload in workloads:
         model = load(options.training_steps, workload.vocab_size, family=workload.model, **cache, **shape).to(device)
         prompt = draw_texts(
@@ -112,6 +122,31 @@ def main(arguments: list[str] | None = None) -> None:
         for compile_config in (None, CompileConfig(backend="eager") if options.tiny else CompileConfig()):
             steps = measure_steps(large, H200, compile_config=compile_config, **length)
             results["steps"] += [as_dict(step) for step in steps]
+    for path in write(results, options.output):
+        print(f"wrote {path}")
+
+
+def _measure_training(
+    options: argparse.Namespace, command: str, machine: dict[str, Any], results: dict[str, Any]
+) -> None:
+    from .training import SHAPES, TINY_SHAPES, measure_large, measure_training
+
+    # trl sends telemetry unless it runs in a CI
+    os.environ.setdefault("CI", "1")
+    training: dict[str, Any] = {"command": command, "hardware": machine, "repetitions": options.repetitions}
+    training |= {"shapes": [], "large": None}
+    results = {**results, "training": training}
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in [shape for shape in (TINY_SHAPES if options.tiny else SHAPES) if options.only in str(shape)]:
+            rows = measure_training(shape, options.repetitions, Path(folder))
+            training["shapes"].append({"shape": str(shape), "rows": rows})
+            print(f"\n{shape}\n\n{table(rows, COLUMNS)}", flush=True)
+            # a run takes long: keep what there is
+            write(results, options.output)
+        if torch.cuda.is_available():
+            training["large"] = measure_large(LLaDAConfig(), torch.device("cuda"), Path(folder))
+        else:
+            print("\nNo GPU is at hand: the step of an 8B model is not measured.")
     for path in write(results, options.output):
         print(f"wrote {path}")
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from .training_report import training_section
+
 
 COLUMNS = {
     "setting": ("setting", "{}"),
@@ -49,12 +51,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]] = COLUMNS) -> str:
     """Rows as Markdown."""
-    shown = [name for name in COLUMNS if name in rows[0]]
-    lines = ["| " + " | ".join(COLUMNS[name][0] for name in shown) + " |", "|---" * len(shown) + "|"]
+    shown = [name for name in columns if name in rows[0]]
+    lines = ["| " + " | ".join(columns[name][0] for name in shown) + " |", "|---" * len(shown) + "|"]
     for row in rows:
-        cells = ("" if row[name] is None else COLUMNS[name][1].format(row[name]) for name in shown)
+        cells = ("" if row[name] is None else columns[name][1].format(row[name]) for name in shown)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -182,6 +184,8 @@ def markdown(results: dict[str, Any]) -> str:
         parts += ["", "## Distillation", "", f"Written by `{part['command']}`. {_machine(part['hardware'])}"]
         for task in part["tasks"]:
             parts += ["", f"{task['task'][0].upper()}{task['task'][1:]}:", "", distillation_table(task["rows"])]
+    if "training" in results:
+        parts += ["", *training_section(results["training"], table)]
     return "\n".join(parts) + "\n"
 
 

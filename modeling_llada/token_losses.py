@@ -61,6 +61,33 @@ def find_leading_positions(given: torch.Tensor, labels: torch.Tensor, scored: to
     return None if num_labels == length else torch.arange(num_labels, device=labels.device).expand(batch, -1)
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """
+    Cross entropy, and whether the most likely token is the right one. The gradient is written over the only copy of
+    the probabilities, where autograd has three: the logits of a chunk are most of what a step holds.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        log_probabilities = logits.log_softmax(dim=-1)
+        counted = targets != -100
+        index = targets.clamp(min=0).unsqueeze(-1)
+        losses = log_probabilities.gather(-1, index).squeeze(-1).neg() * counted
+        ctx.save_for_backward(log_probabilities, index, counted)
+        correct = log_probabilities.argmax(dim=-1) == targets
+        ctx.mark_non_differentiable(correct)
+        return losses, correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
+        log_probabilities, index, counted = ctx.saved_tensors
+        # a second backward pass finds another version of this tensor, and says so
+        gradient = (gradient * counted).unsqueeze(-1)
+        result = log_probabilities.exp_().mul_(gradient)
+        return result.scatter_add_(-1, index, -gradient), None
+
+
 def chunked_cross_entropy(
     head: nn.Module,
     hidden_states: torch.Tensor,
@@ -94,10 +121,10 @@ def chunked_cross_entropy(
         logits = head(states)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = targets.to(logits.device)
+        if entropy_temperature is None:
+            return _CrossEntropy.apply(logits, targets)
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         correct = logits.detach().argmax(dim=-1) == targets
-        if entropy_temperature is None:
-            return losses, correct
         # not `torch.special.entr`, whose gradient is infinite where a probability rounds to 0
         log_probabilities = nn.functional.log_softmax(logits / entropy_temperature, dim=-1)
         return losses, correct, -(log_probabilities.exp() * log_probabilities).sum(dim=-1)

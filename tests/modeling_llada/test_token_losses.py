@@ -298,3 +298,12 @@ def test_peak_memory_does_not_grow_with_the_mask_ratio(kwargs):
     assert max(peaks) < 1.2 * min(peaks)
     of_all = _peak(model, targets.masked_fill(masked, MASK), targets, masked, of_chunks=False)
     assert max(peaks) < (0.2 if not kwargs else 0.3) * of_all
+
+
+def test_a_second_backward_pass_is_no_silent_mistake(batch):
+    ids, targets, masked, _ = batch
+    losses = tiny_llada()(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
+    losses.sum().backward(retain_graph=True)
+    # the gradient lies where the probabilities were
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
