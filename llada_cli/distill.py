@@ -89,6 +89,7 @@ def _ask(teacher: TeacherArguments, prompts: Any, name: str, options: dict[str, 
     if teacher.teacher_model_name_or_path is not None:
         name, options = teacher.teacher_model_name_or_path, options | {"revision": None}
     folder = Path(config.output_dir)
+    assert isinstance(teacher.generation_kwargs, dict), "read above"
     with config.main_process_first(desc="the answers of the teacher"):
         folder.mkdir(parents=True, exist_ok=True)
         model = AutoModelForMaskedLM.from_pretrained(name, **options).to(config.device)

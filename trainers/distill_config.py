@@ -81,11 +81,13 @@ class LLaDADistillConfig(LLaDASFTConfig):
     block_lengths: list[int] | None = field(
         default=None, metadata={"help": "Lengths of the blocks, for equal parts of the training."}
     )
-    min_mask_ratio: float | None = field(
+    min_mask_ratio: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Smallest mask ratio. It rises to the largest one."}
     )
-    max_mask_ratio: float | None = field(default=None, metadata={"help": "Largest mask ratio."})
-    complementary_masks: bool | None = field(
+    max_mask_ratio: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Largest mask ratio."}
+    )
+    complementary_masks: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Whether every row is shown twice, with the other tokens of the block masked."}
     )
 
@@ -124,6 +126,8 @@ class LLaDADistillConfig(LLaDASFTConfig):
             progress (`float`, *optional*, defaults to 0):
                 The share of the training that is done.
         """
+        assert self.block_lengths and self.min_mask_ratio is not None and self.max_mask_ratio is not None
+        assert self.complementary_masks is not None, "all set above"
         stage = min(int(progress * len(self.block_lengths)), len(self.block_lengths) - 1)
         processes = [
             BlockNoise(

@@ -80,6 +80,7 @@ class LLaDADistillTrainer(LLaDASFTTrainer):
     ```
     """
 
+    args: LLaDADistillConfig
     _tag_names = ["llada", "masked-diffusion", "distillation", "trl"]
     _name = "LLaDA-Distill"
     _collator_class = DataCollatorForTrajectories
