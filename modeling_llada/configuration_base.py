@@ -332,6 +332,9 @@ class MaskedDiffusionConfig(PreTrainedConfig):
         output.pop("_published_torch_dtype", None)
         if not output.get("auto_map"):
             output.pop("auto_map", None)
+        # published files have no such key
+        if not output.get("block_causal"):
+            output.pop("block_causal", None)
         return {**output.pop("_unread", {}), **output}
 
     def to_diff_dict(self) -> dict[str, Any]:

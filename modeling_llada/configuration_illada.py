@@ -44,6 +44,10 @@ class ILLaDAConfig(MaskedDiffusionConfig):
             Standard deviation of freshly initialised weights.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
             Whether the head shares the embedding matrix.
+        block_causal (`bool`, *optional*, defaults to `False`):
+            Whether the model was trained to write block by block, by block diffusion (`block_length` of the trainers).
+            `generate` then lets a block see itself and what comes before. No published file has the key, and it is
+            saved only if true.
         mask_token_id (`int`, *optional*, defaults to 5):
             Id of `<[MASK]>`. The published file does not store it.
         bos_token_id, pad_token_id, eos_token_id (`int`, *optional*, defaults to 0, 1 and 2):
@@ -90,6 +94,7 @@ class ILLaDAConfig(MaskedDiffusionConfig):
     resid_pdrop: int | float = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
+    block_causal: bool = False
     mask_token_id: int | None = 5
     bos_token_id: int | None = 0
     pad_token_id: int | None = 1

@@ -49,6 +49,10 @@ class LLaDAConfig(MaskedDiffusionConfig):
             Dropout on attention probabilities, on embeddings, and on what each sub-layer adds to the residual stream.
         weight_tying (`bool`, *optional*, defaults to `False`):
             Whether the head shares the embedding matrix [`tie_word_embeddings`].
+        block_causal (`bool`, *optional*, defaults to `False`):
+            Whether the model was trained to write block by block, by block diffusion (`block_length` of the trainers).
+            `generate` then lets a block see itself and what comes before. No published file has the key, and it is
+            saved only if true.
         mask_token_id (`int`, *optional*, defaults to 126336):
             Id of the mask token `<|mdm_mask|>`.
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*):
@@ -114,6 +118,7 @@ class LLaDAConfig(MaskedDiffusionConfig):
     embedding_dropout: int | float = 0.0
     residual_dropout: int | float = 0.0
     weight_tying: bool = False
+    block_causal: bool = False
     mask_token_id: int | None = 126336
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 126081

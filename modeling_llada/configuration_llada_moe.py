@@ -73,6 +73,10 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
             Standard deviation of freshly initialised weights.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the embedding matrix.
+        block_causal (`bool`, *optional*, defaults to `False`):
+            Whether the model was trained to write block by block, by block diffusion (`block_length` of the trainers).
+            `generate` then lets a block see itself and what comes before. No published file has the key, and it is
+            saved only if true.
         mask_token_id (`int`, *optional*, defaults to 156895):
             Id of `<|mask|>`. The published file does not store it. Null by default in a smaller vocabulary.
         eos_token_id, pad_token_id (`int`, *optional*, defaults to 156892):
@@ -137,6 +141,7 @@ class LLaDAMoEConfig(MixtureOfExpertsConfig):
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    block_causal: bool = False
     mask_token_id: int | None = 156895
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 156892

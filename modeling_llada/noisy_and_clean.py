@@ -11,25 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
-
-def count_tokens_before(is_token: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Positions as generation counts them: without padding, from 0 in every document.
-
-    Args:
-        is_token (`torch.BoolTensor` of shape `(batch, length)`):
-            `False` for padding.
-        document_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
-            The document of every token. Neighbours of one id are one document.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch, length)`.
-    """
-    before = is_token.long().cumsum(1) - is_token.long()
-    if document_ids is None:
-        return before
-    begins = torch.nn.functional.pad(document_ids.diff(dim=1) != 0, (1, 0), value=True)
-    return before - before.masked_fill(~begins, 0).cummax(1).values
+from .packed_documents import count_tokens_before
 
 
 def block_diffusion_mask(
@@ -108,7 +90,7 @@ def lay_out_noisy_and_clean(
             The document of every token, if there are several in a row.
 
     Returns:
-        `dict` with `input_ids`, `position_ids` and `attention_mask` of both halves.
+        `dict` with `input_ids`, `position_ids` and `attention_mask` of both halves, and `block_length`.
 
     Raises:
         ValueError: If the blocks have no length, the shapes do not fit each other, or the back-end of the model knows
@@ -137,7 +119,9 @@ def lay_out_noisy_and_clean(
         "input_ids": torch.cat([noisy_ids, clean_ids], dim=1),
         "position_ids": count_tokens_before(is_token, document_ids).repeat(1, 2),
         "attention_mask": block_diffusion_mask(is_token, block_length, document_ids, for_flex),
+        # the mask says what it means, but experts that a block shares have to know
+        "block_length": block_length,
     }
 
 
-__all__ = ["block_diffusion_mask", "count_tokens_before", "lay_out_noisy_and_clean"]
+__all__ = ["block_diffusion_mask", "lay_out_noisy_and_clean"]

@@ -28,9 +28,8 @@ __all__ = [
 
 
 def as_block_causal(model: LLaDAModelLM) -> LLaDAModelLM:
-    """The model, attending block-causally, which is a property of a family and no setting: small and dense."""
-    config = model.config
-    config.__class__ = type("BlockCausalConfig", (type(config),), {"block_causal": True})
+    """The model, writing block by block: small and dense, where the family that does has experts."""
+    model.config.block_causal = True
     return model
 
 

@@ -37,12 +37,18 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
             Which of several responses may be masked, see [`LLaDASFTConfig`]. The row ends with it.
         pad_to_multiple_of (`int`, *optional*):
             Pads the batch to a multiple of this length.
+        block_length (`int`, *optional*):
+            Fills complete responses further, until the row is a multiple of this length: block diffusion fills in
+            whole blocks. Trainers set it.
+        separate_documents (`bool`, *optional*, defaults to `False`):
+            Whether to number the documents of a row, which end with the end-of-text token: trainers do not let them
+            see each other then.
         seed (`int`, *optional*, defaults to 0):
             Seed of `multi_turn="sample"`. The choice depends on it, on the epoch and on the row.
 
     Returns:
         `dict` with `input_ids` and `labels` (`torch.LongTensor` of shape `(batch, length)`), the latter -100 where
-        nothing may be masked, and `attention_mask` of the same shape if there is padding.
+        nothing may be masked, `attention_mask` of the same shape if there is padding, and `document_ids` if asked for.
 
     Raises:
         ValueError: If a setting is unknown or incomplete, a row has nothing that may be masked, or not one
@@ -75,6 +81,8 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
     max_length: int | None = None
     multi_turn: str = "sample"
     pad_to_multiple_of: int | None = None
+    block_length: int | None = None
+    separate_documents: bool = False
     seed: int = 0
     return_tensors: str = "pt"
     # in shared memory: the worker processes of a data loader may outlive an epoch
@@ -103,9 +111,9 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
 
     def for_evaluation(self) -> "DataCollatorForMaskedDiffusion":
         """
-        The collator that evaluates: a response ends with `min_eos` end-of-text tokens and is not filled further, so
-        that its likelihood is that of the response, whatever batch it is in. `multi_turn="sample"` draws as in epoch
-        0.
+        The collator that evaluates: a response ends with `min_eos` end-of-text tokens and is not filled further, but
+        to the end of its last block, so that its likelihood is that of the response, whatever batch it is
+        in. `multi_turn="sample"` draws as in epoch 0.
         """
         epoch = torch.zeros((), dtype=torch.long)
         return replace(self, eos_fill="none", eos_fill_length=None, epoch=epoch)
@@ -148,6 +156,9 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
         }
         if not filled.all():
             batch["attention_mask"] = torch.from_numpy(filled.astype(np.int64))
+        if self.separate_documents:
+            ends = input_ids == self.eos_token_id
+            batch["document_ids"] = torch.from_numpy(ends.cumsum(axis=1) - ends)
         return batch
 
     @staticmethod
@@ -198,6 +209,8 @@ class DataCollatorForMaskedDiffusion(DataCollatorMixin):
             targets = starts - (starts - targets) // self.eos_fill_length * self.eos_fill_length
         elif self.eos_fill == "fixed":
             targets = np.maximum(targets, starts + self.eos_fill_length)
+        if self.block_length:
+            targets = -(-targets // self.block_length) * self.block_length
         if self.max_length is not None:
             # a row that was cut off is that long already
             targets = np.minimum(targets, np.maximum(self.max_length, ends))

@@ -139,6 +139,17 @@ class MaskedDiffusionArguments(DiffusionArguments):
             correct predictions of a micro-batch, which is larger by one over the accuracy.
         confidence_temperature (`float`, *optional*, defaults to 1):
             Divides the logits of that entropy; 0.5 in dParallel.
+        block_length (`int`, *optional*):
+            Length of the blocks of block diffusion (arXiv 2503.09573): each is predicted from its noisy self and from
+            clean blocks before it. That is the published objective of LLaDA2, and how models with block-causal
+            attention write. They see the text twice, noisy and clean, and a step takes about twice the time. If not
+            given: the length that the model generates with, where its attention is block-causal, and no blocks
+            elsewhere. Any other length also makes the model write so: `config.block_causal` and
+            `generation_config.block_length` are set and saved. 0: no blocks, everything is seen, as in the first
+            phases of training LLaDA2.
+        freeze_routers (`bool`, *optional*, defaults to `False`):
+            Whether the routers of a model with experts keep their weights, as in fine-tuning LLaDA2: a few rows do
+            not change which experts a token sees.
         num_eval_draws (`int`, *optional*, defaults to 8):
             Number of masks per sequence, and of forward passes, that an evaluation averages over.
         eval_seed (`int`, *optional*, defaults to 0):
@@ -193,6 +204,16 @@ class MaskedDiffusionArguments(DiffusionArguments):
     confidence_temperature: float = field(
         default=1.0, metadata={"help": "Divides the logits of the entropy of `confidence_weight`."}
     )
+    block_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Length of the blocks of block diffusion. If not given: that of generation, where attention is "
+            "block-causal (LLaDA2). 0: no blocks."
+        },
+    )
+    freeze_routers: bool = field(
+        default=False, metadata={"help": "Whether the routers of a model with experts keep their weights."}
+    )
     num_eval_draws: int = field(
         default=8, metadata={"help": "Number of masks per sequence that an evaluation averages over."}
     )
@@ -217,6 +238,8 @@ class MaskedDiffusionArguments(DiffusionArguments):
                 f"`confidence_temperature={self.confidence_temperature}` divides the logits; write more than 0, such "
                 "as 0.5."
             )
+        if self.block_length is not None and self.block_length < 0:
+            raise ValueError(f"`block_length={self.block_length}` is negative; write 1 or more, or 0 for no blocks.")
         if self.num_eval_draws < 1:
             raise ValueError(f"`num_eval_draws={self.num_eval_draws}` gives no estimate; write at least 1.")
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from peft import LoraConfig, PeftConfig, PromptLearningConfig
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
@@ -19,6 +20,7 @@ from ..export.model_card import create_model_card
 from ..generation.configuration_diffusion import DEFAULTS
 from ..modeling_llada.adapters import lora_target_modules
 from ..modeling_llada.checkpoint_layouts import in_memory_names
+from ..modeling_llada.routers import TopKRouter
 from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import DiffusionArguments
 from .resumption import ResumableTrainerMixin
@@ -42,6 +44,58 @@ def find_mask_token_id(config: PreTrainedConfig) -> int:
             "diffusion model. Set `model.config.mask_token_id`, or use TRL's own trainers for a causal model."
         )
     return mask_token_id
+
+
+def find_block_length(model: PreTrainedModel, block_length: int | None) -> int:
+    """
+    The length of the blocks that a model is to be trained in.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        block_length (`int`, *optional*):
+            What was asked for.
+
+    Returns:
+        `int`: That, or else the length of the blocks that the model generates in, if its attention is block-causal. 0
+        if there are no blocks.
+    """
+    if block_length is not None or not getattr(model.config, "block_causal", False):
+        return block_length or 0
+    return model.generation_config.block_length or model.config.block_size or DEFAULTS["block_length"]
+
+
+def write_in_blocks(model: PreTrainedModel, block_length: int) -> None:
+    """
+    Lets `generate` attend as block diffusion trains, also in a checkpoint that is saved.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model, possibly with adapters, whose files say nothing of it.
+        block_length (`int`):
+            Length of the blocks.
+    """
+    model.config.block_causal = True
+    model.generation_config.block_length = block_length
+    model.generation_config.with_defaults(model.config)
+
+
+def freeze_routers(model: torch.nn.Module) -> None:
+    """
+    Keeps the routers of a model with experts as they are.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, possibly with adapters.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
+    if not routers:
+        raise ValueError("`freeze_routers=True`, but no layer of this model has experts; leave it out.")
+    for router in routers:
+        router.requires_grad_(False)
 
 
 def refuse_virtual_tokens(*peft_configs: Any) -> None:
@@ -108,11 +162,11 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
         self.mask_token_id = find_mask_token_id(self.model.config)
         # no token has this id if there is no end of text
         self._eos_token_id = -1 if eos_token_id is None else eos_token_id
-        self._attention = {}
-        config = self.model.config
-        if getattr(config, "block_causal", False):
-            length = self.model.generation_config.block_length or config.block_size or DEFAULTS["block_length"]
-            self._attention["block_length"] = length
+        self.block_length = find_block_length(self.model, self.args.block_length)
+        if self.args.block_length:
+            write_in_blocks(self.model, self.args.block_length)
+        if self.args.freeze_routers:
+            freeze_routers(self.model)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError(
@@ -225,7 +279,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
                 "steps": self.state.global_step,
                 "global batch": batch,
                 "peak learning rate": args.learning_rate,
-                "attention": ", ".join(f"blocks of {length}" for length in self._attention.values()) or "full",
+                "attention": f"blocks of {self.block_length}" if self.block_length else "full",
                 **self._describe_objective(),
             },
         )
@@ -235,8 +289,11 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
 __all__ = [
     "DiffusionTrainerMixin",
     "complete_adapter",
+    "find_block_length",
     "find_mask_token_id",
+    "freeze_routers",
     "refuse_virtual_tokens",
     "refuse_what_needs_logits",
     "stage_factor",
+    "write_in_blocks",
 ]

@@ -96,9 +96,9 @@ class LLaDADistillTrainer(LLaDASFTTrainer):
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         args = as_arguments(args, LLaDADistillConfig, f"{Path(model_id).name or 'LLaDA'}-Distill")
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
-        if self._attention:
+        if self.block_length:
             raise ValueError(
-                f"The model attends in blocks of {self._attention['block_length']}, so that every block is trained "
+                f"The model attends in blocks of {self.block_length}, so that every block is trained "
                 "with clean ones before it. Write `LLaDASFTTrainer` with `confidence_weight=2.0`, which is certainty "
                 "forcing for such a model."
             )

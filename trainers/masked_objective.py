@@ -8,6 +8,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_llada.likelihood_bound import content_keys, likelihood_bound
 from ..modeling_llada.masked_diffusion import MaskedBatch, noise_generator, reduce_loss
+from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
+from ..modeling_llada.packed_documents import lay_out_documents
 from ..modeling_llada.token_losses import TokenLossOutput
 from .diffusion_trainer import DiffusionTrainerMixin
 from .token_metrics import TrainingSums, bound_metrics, score_rows, split_kinds
@@ -22,9 +24,9 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
       two processes share it. Strata of the mask ratio span the micro-batches and processes of a step.
     - **The loss** is divided by what the whole accumulated batch of all processes holds: gradients are those of one
       large batch, also if its last part is smaller.
-    - **Attention** is that of generation. A block-causal model (LLaDA2) attends to its own block and to earlier ones,
-      in blocks of the length that it generates with. In generation earlier blocks are clean; here they are as noisy as
-      the rest, so that the loss bounds the likelihood, but is not the published objective of block diffusion.
+    - **Attention** is that of generation. A block-causal model (LLaDA2) sees the block that it fills in, and clean
+      blocks before it: block diffusion, its published objective. Noise is drawn per row, as published, and
+      the loss bounds the likelihood of the text written block by block.
     - **Evaluation** gives the bound on the negative log-likelihood, the same in every call and for every batch size.
     """
 
@@ -43,6 +45,7 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
     def _describe_objective(self) -> dict[str, Any]:
         args = self.args
         return {
+            "objective": "block diffusion" if self.block_length else "masked diffusion",
             "mask ratio": f"{args.mask_schedule}, {args.min_mask_ratio} to {args.max_mask_ratio}",
             "masks": f"{args.mask_sampling}{', complementary' if args.complementary_masks else ''}",
             "loss": f"{args.loss_weighting} weight, mean per {args.loss_normalization}",
@@ -61,12 +64,20 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             noisy_ids, scored, labels (of shape `(batch, length)`):
                 Tokens with masks, which of them are predicted, and the right ones.
             inputs (`dict`):
-                What else the collator gave, e.g. `attention_mask`.
+                What else the collator gave: `attention_mask`, and `document_ids` of documents that are not to see each
+                other.
 
         Returns:
             `dict`: Arguments of `forward`.
         """
-        return {"input_ids": noisy_ids, "labels": labels, "logits_to_keep": scored, **inputs, **self._attention}
+        predicted = {"labels": labels, "logits_to_keep": scored}
+        if self.block_length:
+            clean_ids = torch.where(labels == -100, noisy_ids, labels)
+            config = self.model.config
+            return lay_out_noisy_and_clean(config, noisy_ids, clean_ids, self.block_length, **inputs) | predicted
+        if "document_ids" in inputs:
+            return lay_out_documents(noisy_ids, **inputs) | predicted
+        return {"input_ids": noisy_ids, "block_length": 0, **inputs} | predicted
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hook for what must be the same for all micro-batches and processes of a step."""

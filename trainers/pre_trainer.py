@@ -26,6 +26,7 @@ from .data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
 from .diffusion_trainer import (
     complete_adapter,
+    find_block_length,
     find_mask_token_id,
     refuse_virtual_tokens,
     refuse_what_needs_logits,
@@ -48,9 +49,8 @@ def chunk_documents(
     name: str = "train",
 ) -> Dataset | IterableDataset:
     """
-    Joins documents and cuts them into sequences of one length. Attention reaches over the documents of a sequence, as
-    in the pre-training of LLaDA. Of every 1000 documents, the last incomplete sequence is dropped. If all of them are
-    tokenised and as long as a sequence, they stay as they are.
+    Joins documents and cuts them into sequences of one length. Of every 1000 documents, the last incomplete sequence
+    is dropped. If all of them are tokenised and as long as a sequence, they stay as they are.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -141,7 +141,9 @@ def chunk_documents(
 class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
     """
     Pre-training of a masked diffusion language model (arXiv 2502.09992, §2.2): every token of a sequence of fixed
-    length may be masked, and with a probability of 1 % the batch of a step is cut to a random length.
+    length may be masked, and with a probability of 1 % the batch of a step is cut to a random length. Models with
+    block-causal attention (LLaDA2) are trained by block diffusion, and their documents do not see each other, see
+    [`MaskedDiffusionArguments.block_length`] and [`LLaDAPreTrainingConfig.separate_documents`].
 
     Logs and evaluations hold the metrics that [`LLaDASFTTrainer`] describes.
 
@@ -211,10 +213,23 @@ class LLaDAPreTrainer(MaskedDiffusionTrainerMixin, Trainer):
         eos_token_id = model.config.eos_token_id if processing_class is None else processing_class.eos_token_id
         if isinstance(eos_token_id, list):
             eos_token_id = eos_token_id[0]
+        separates = args.separate_documents
+        if separates is None:
+            separates = eos_token_id is not None and find_block_length(model, args.block_length) > 0
+        if separates and eos_token_id is None:
+            raise ValueError(
+                "`separate_documents=True`, but there is no end-of-text token that documents end with. Pass "
+                "`processing_class`, set `model.config.eos_token_id`, or write `separate_documents=False`."
+            )
         if data_collator is None:
             fill_token_id = model.config.mask_token_id if eos_token_id is None else eos_token_id
             data_collator = DataCollatorForMaskedDiffusion(
-                fill_token_id, eos_fill="none", min_eos=0, multi_turn="all", seed=args.seed
+                fill_token_id,
+                eos_fill="none",
+                min_eos=0,
+                multi_turn="all",
+                separate_documents=separates,
+                seed=args.seed,
             )
 
         self._chunk = partial(

@@ -19,6 +19,9 @@ class LLaDAPreTrainingConfig(MaskedDiffusionArguments, TrainingArguments):
         random_length_probability (`float`, *optional*, defaults to 0.01):
             Probability that the batch of a step is cut to a length drawn from `1 ... sequence_length`, so that the
             model knows short inputs.
+        separate_documents (`bool`, *optional*):
+            Whether the documents of a sequence do not see each other. If not given: no, as in LLaDA, and yes in block
+            diffusion, as in LLaDA2.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column that holds the text.
         dataset_num_proc (`int`, *optional*):
@@ -51,6 +54,12 @@ class LLaDAPreTrainingConfig(MaskedDiffusionArguments, TrainingArguments):
     sequence_length: int = field(default=4096, metadata={"help": "Tokens per sequence."})
     random_length_probability: float = field(
         default=0.01, metadata={"help": "Probability that the batch of a step is cut to a random length."}
+    )
+    separate_documents: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the documents of a sequence do not see each other. If not given: in block diffusion only."
+        },
     )
     dataset_text_field: str = field(default="text", metadata={"help": "Column that holds the text."})
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Number of processes that tokenise."})

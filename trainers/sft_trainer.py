@@ -42,6 +42,10 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
     - `prompt` and `completion` data trains the completion; `messages` data trains answers, see
       [`LLaDASFTConfig.multi_turn`]; `text` data trains every token, which is the objective of pre-training.
     - Complete responses are filled with end-of-text tokens that are trained, see [`LLaDASFTConfig.eos_fill`].
+    - Models with block-causal attention (LLaDA2) are trained by block diffusion, as they were: every block of a
+      response is predicted from its noisy self, and from the prompt and earlier blocks, clean. See
+      [`MaskedDiffusionArguments.block_length`], which also turns it on for other models, and off. Rows are filled to a
+      multiple of the block, too.
     - Logs hold the cross entropy (`*_ce`) and accuracy of the masked tokens, separately for content and end-of-text,
       and by quartile of the mask ratio (`ce_q1` ... `ce_q4`). Evaluations hold `nll_bound`, a bound on the negative
       log-likelihood in nats per response token, and `ppl_bound`. The response there ends with `min_eos` end-of-text
@@ -175,10 +179,11 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             )
         finally:
             args.assistant_only_loss = self._assistant_only_loss
+        self._init_diffusion(processing_class.eos_token_id)
         if makes_collator:
             # a chat template that is cloned from another tokenizer brings its end of text along
             data_collator.eos_token_id = processing_class.eos_token_id
-        self._init_diffusion(processing_class.eos_token_id)
+            data_collator.block_length = self.block_length or None
 
     def _prepare_dataset(
         self,

@@ -109,7 +109,6 @@ def test_ids_are_in_the_vocabulary(name, key):
 
 # what is a property of other families, of transformers, or of the class itself
 UNKNOWN = {
-    "block_causal": True,
     "block_length": 8,
     "is_causal": True,
     "mlp_layer_types": ["sparse"],

@@ -12,11 +12,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.integrations import flex_attention as flex_integration
 
 from llada import LLaDA2MoeModelLM
-from llada.modeling_llada.noisy_and_clean import (
-    block_diffusion_mask,
-    count_tokens_before,
-    lay_out_noisy_and_clean,
-)
+from llada.modeling_llada.noisy_and_clean import block_diffusion_mask, lay_out_noisy_and_clean
+from llada.modeling_llada.packed_documents import count_tokens_before
 from llada.trainers.block_diffusion import block_diffusion_loss
 
 

@@ -125,7 +125,7 @@ def test_attention_in_training_is_that_of_generation(make_moe, make_trainer, mak
     )
     trainer.train()
     trainer.evaluate()
-    expected = (block_length or 32) if model.config.block_causal else None
+    expected = (block_length or 32) if model.config.block_causal else 0
     assert set(seen) == {expected} and len(seen) > 8
     trainer.create_model_card()
     card = (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
