@@ -175,12 +175,12 @@ class TestWhatIsLearned:
         trainer = make_trainer(
             model,
             rows,
-            max_steps=40,
+            max_steps=80,
             learning_rate=1e-2,
             mask_sampling="exact",
             ratio_sampling="stratified",
             lr_scheduler_type="constant",
-            logging_steps=20,
+            logging_steps=40,
             **settings,
         )
         trainer.train()
