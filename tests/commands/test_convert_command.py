@@ -1,0 +1,47 @@
+"""From a causal checkpoint to a masked diffusion model, from the command line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import pipeline as make_pipeline
+
+from llada_cli import main
+
+
+@pytest.fixture
+def causal(tiny_tokenizer, tmp_path: Path) -> str:
+    tiny_tokenizer.mask_token = None
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=295, eos_token_id=299, pad_token_id=299,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "causal")
+    tiny_tokenizer.save_pretrained(tmp_path / "causal")
+    return str(tmp_path / "causal")
+
+
+def test_a_checkpoint_is_converted_and_samples(causal, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "converted"
+    assert main(["convert", causal, str(folder), "--right-shift-logits"]) == 0
+
+    assert "its mask token is <|reserved_256|>" in capsys.readouterr().out
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype="auto")
+    assert (model.dtype, model.config.mask_token_id, model.config.right_shift_logits) == (torch.bfloat16, 256, True)
+    source = AutoModelForCausalLM.from_pretrained(causal, dtype="auto").state_dict()
+    assert all(torch.equal(weight, source[name]) for name, weight in model.state_dict().items())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template
+    ids = tokenizer("ab" + tokenizer.mask_token * 3 + "c", return_tensors="pt")
+    filled = model.infill(**ids)
+    assert (filled != 256).all()
+    pipe = make_pipeline("text-generation", model=model, tokenizer=tokenizer)
+    (answer,) = pipe([{"role": "user", "content": "hi"}], max_new_tokens=4, block_length=4)
+    assert answer["generated_text"][-1]["role"] == "assistant"
+
+
+def test_what_is_no_causal_model_is_refused(causal, tmp_path: Path, capsys) -> None:
+    assert main(["convert", causal, str(tmp_path / "out"), "--mask-token", "a"]) == 1
+    assert "is a piece of ordinary text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,105 @@
+"""Training that makes a diffusion model of a causal one."""
+
+import pytest
+import torch
+from datasets import Dataset
+from training_probes import mask_every_other
+
+from llada import LLaDASFTConfig, LLaDASFTTrainer
+from llada.trainers.conversion_config import LLaDAConversionConfig
+from llada.trainers.conversion_trainer import LLaDAConversionTrainer, TimeLimit, anneal_attention
+
+
+@pytest.fixture
+def make(make_args, make_model, tiny_tokenizer):
+    def make_trainer(callbacks=None, right_shift_logits=False, **settings):
+        settings = {"sequence_length": 16, **settings}
+        text = [chr(97 + number) * 6 + "0123456789" * 4 for number in range(8)]
+        return LLaDAConversionTrainer(
+            make_model("illada", right_shift_logits=right_shift_logits),
+            make_args(LLaDAConversionConfig, **settings),
+            train_dataset=Dataset.from_dict({"text": text}),
+            processing_class=tiny_tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make_trainer
+
+
+def test_attention_opens_by_a_share():
+    def opened(share):
+        return anneal_attention(64, share, torch.Generator().manual_seed(0))
+
+    lower = torch.ones(64, 64, dtype=torch.bool).tril()
+    assert torch.equal(opened(0.0), lower)
+    assert opened(1.0).all()
+    half = opened(0.5)
+    assert half[lower].all()
+    assert half[~lower].float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_annealing_is_of_training_alone_and_ends(make):
+    trainer = make(attention_annealing_steps=4, max_steps=5)
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    seen = []
+    for step in range(4):
+        trainer.state.global_step = step
+        mask = trainer._lay_out(ids, ids == 1, ids, {}).get("attention_mask")
+        seen.append(None if mask is None else mask[0].float().triu(1).sum().item() / 120)
+    assert seen[:3] == pytest.approx([0.25, 0.5, 0.75], abs=0.15)
+    assert seen[3] is None
+    trainer.state.global_step = 0
+    trainer.model.eval()
+    assert "attention_mask" not in trainer._lay_out(ids, ids == 1, ids, {})
+    trainer.model.train()
+    padded = torch.ones(2, 16, dtype=torch.long)
+    padded[1, 12:] = 0
+    mask = trainer._lay_out(ids, ids == 1, ids, {"attention_mask": padded})["attention_mask"]
+    assert not mask[1, :, 12:].any()
+    assert mask[0].tril().sum() == 136
+
+
+@pytest.mark.parametrize("right_shift_logits", [False, True], ids=["in place", "shifted"])
+def test_the_causal_loss_is_that_of_the_next_token(make, right_shift_logits):
+    plain, joint = (make(causal_loss_weight=weight, right_shift_logits=right_shift_logits) for weight in (0.0, 0.3))
+    inputs = {"input_ids": torch.arange(32).view(2, 16) + 97, "labels": torch.arange(32).view(2, 16) + 97}
+    losses = []
+    for trainer in (plain, joint):
+        trainer.forward_process = mask_every_other
+        trainer._rows_in_step = 2
+        losses.append(trainer.compute_loss(trainer.model, inputs, num_items_in_batch=32).item())
+    with torch.no_grad():
+        lower = torch.ones(16, 16, dtype=torch.bool).tril()[None, None]
+        joint.model.config.right_shift_logits = False
+        logits = joint.model(inputs["input_ids"], attention_mask=lower).logits[:, :-1]
+    by_hand = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), inputs["labels"][:, 1:].flatten(), reduction="sum"
+    )
+    assert losses[1] - losses[0] == pytest.approx(0.3 * by_hand.item() / 32, rel=1e-4)
+
+
+def test_it_trains_and_stops_when_the_time_is_over(make, make_args, tiny_tokenizer, pairs):
+    trainer = make([TimeLimit(minutes=0)], attention_annealing_steps=2, causal_loss_weight=0.3, max_steps=50)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert all((weight != before[name]).any() for name, weight in trainer.model.named_parameters())
+    assert trainer._describe_objective()["attention opened"] == "in 2 steps"
+    # what comes out can be tuned
+    tuned = LLaDASFTTrainer(
+        trainer.model, make_args(LLaDASFTConfig, max_steps=1), train_dataset=pairs, processing_class=tiny_tokenizer
+    )
+    assert tuned.train().global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention_annealing_steps": -1}, "is no number of steps"),
+        ({"causal_loss_weight": -0.3}, "is no weight"),
+    ],
+    ids=["annealing", "weight"],
+)
+def test_settings_that_mean_nothing_are_refused(make_args, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(LLaDAConversionConfig, **settings)
