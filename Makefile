@@ -21,9 +21,9 @@ test: $(INSTALLED)  ## run all tests (ARGS="tests/test_package.py -x" for some)
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
 # what depends on transformers, and what users copy
-test-newest: $(NEWEST_INSTALLED)  ## run the tests of models, sampling, README and notebooks with the newest releases
+test-newest: $(NEWEST_INSTALLED)  ## run the tests of models, sampling, commands, README and notebooks with the newest releases
 	$(abspath $(NEWEST))/bin/python -m pytest -n auto -m "not slow" \
-		tests/export tests/generation tests/modeling_llada tests/test_readme.py tests/test_notebooks.py $(ARGS)
+		tests/commands tests/evaluation tests/export tests/generation tests/modeling_llada tests/test_readme.py tests/test_notebooks.py $(ARGS)
 
 bench: $(INSTALLED)  ## measure every sampler against a plain loop (half an hour; ARGS="--only 8,192" for less)
 	$(BIN)/python -m benchmarks $(ARGS)
