@@ -114,7 +114,9 @@ class LLaDADistillConfig(LLaDASFTConfig):
                 )
         super().__post_init__()
 
-    def forward_process(self, mask_token_id: int, vocab_size: int | None = None, progress: float = 0.0) -> BlockNoise:
+    def forward_process(  # type: ignore[override]
+        self, mask_token_id: int, vocab_size: int | None = None, progress: float = 0.0
+    ) -> BlockNoise:
         """
         The noise at a time of the training.
 

@@ -131,7 +131,7 @@ class LLaDADistillTrainer(LLaDASFTTrainer):
     def _describe_objective(self) -> dict[str, Any]:
         args = self.args
         return {
-            "masks": f"{args.block_masks}, in one block of {' then '.join(map(str, args.block_lengths))} tokens",
+            "masks": f"{args.block_masks}, in one block of {' then '.join(map(str, args.block_lengths or ()))} tokens",
             "mask ratio": f"{args.min_mask_ratio} to {args.max_mask_ratio}",
             "loss": f"cross entropy and {args.confidence_weight} of the entropy of right predictions",
         }

@@ -263,7 +263,7 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
         if return_outputs:
             raise ValueError("`return_outputs=True` is not supported: logits are computed for masked tokens only.")
         trains = self.model.training and torch.is_grad_enabled()
-        share = 1.0
+        share: torch.Tensor | float = 1.0
         if num_items_in_batch is not None:
             # the gradient is averaged over processes
             share = len(inputs["input_ids"]) // 2 * self._data_parallel[1] / num_items_in_batch

@@ -192,8 +192,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         self, batch: MaskedBatch, output: TokenLossOutput, labels: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> None:
         """Adds what is logged of a micro-batch to the sums of the step."""
-        losses, correct = output.token_losses.detach(), output.correct
-        masked = batch.masked
+        assert output.token_losses is not None and output.correct is not None, "asked for"
+        losses, correct, masked = output.token_losses.detach(), output.correct, batch.masked
         rows = score_rows(losses * masked, correct & masked, masked, labels == self._eos_token_id)
         visible = torch.ones_like(masked) if attention_mask is None else attention_mask
         sums = TrainingSums.of_batch(rows, batch.ratio, labels != -100, visible, getattr(output, "aux_loss", None))
