@@ -15,6 +15,7 @@ from datasets import Dataset
 from llada import from_causal
 from llada.trainers.conversion_config import LLaDAConversionConfig
 from llada.trainers.conversion_trainer import LLaDAConversionTrainer
+from llada_cli.convert import has_fast_bfloat16
 from llada_cli.smollm2 import UNUSED_TOKEN, library_text, load_smollm2
 
 
@@ -53,7 +54,7 @@ def run(name: str, steps: int, rows: int, length: int, every: int, results: Path
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
-            bf16=True,
+            bf16=has_fast_bfloat16(),
             dataloader_pin_memory=False,
             **training,
         )
