@@ -93,11 +93,16 @@ def lay_out_noisy_and_clean(
         `dict` with `input_ids`, `position_ids` and `attention_mask` of both halves, and `block_length`.
 
     Raises:
-        ValueError: If the blocks have no length, the shapes do not fit each other, or the back-end of the model knows
-            no mask per query position.
+        ValueError: If the blocks have no length, the shapes do not fit each other, the model shifts its logits, or its
+            back-end knows no mask per query position.
     """
     if block_length < 1:
         raise ValueError(f"`block_length={block_length}` is no length of blocks; write 1 or more, e.g. 32.")
+    if getattr(config, "right_shift_logits", False):
+        raise ValueError(
+            "This model predicts a token from the position before it (`right_shift_logits`), which is noisy here and "
+            "clean in generation for the first token of a block. Convert without the shift for blocks."
+        )
     given = {"noisy_ids": noisy_ids, "attention_mask": attention_mask, "document_ids": document_ids}
     for name, value in given.items():
         if value is not None and value.shape != clean_ids.shape:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import FIXTURES, rounding
 from safetensors.torch import load_file
-from tiny_models import tiny_llada, tiny_llada2_moe
+from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe
 from torch.nn.attention.flex_attention import flex_attention
 from transformers.integrations import flex_attention as flex_integration
 
@@ -155,6 +155,9 @@ def test_refusals():
         block_diffusion_loss(model, ids, noisy[:, 1:], labels, 2)
     with pytest.raises(ValueError, match=r"`document_ids` has shape \(6,\)"):
         block_diffusion_loss(model, ids, noisy, labels, 2, document_ids=torch.zeros(6))
+    shifted = tiny_illada(right_shift_logits=True)
+    with pytest.raises(ValueError, match="predicts a token from the position before it"):
+        block_diffusion_loss(shifted, ids, noisy, labels, 2)
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="knows no mask per query position, which block diffusion needs"):
         block_diffusion_loss(model, ids, noisy, labels, 2)
