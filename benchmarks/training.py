@@ -72,7 +72,7 @@ class StepShape:
 # in the first two nearly all is the head, in the last one nearly half
 SHAPES = (StepShape(64, 2, 8192), StepShape(64, 2, 126464), StepShape(384, 4, 8192))
 TINY_SHAPES = (StepShape(64, 1, 8192, batch=2, length=64, prompt_length=16),)
-OURS, FULL, CAUSAL = "ours", "all logits", "causal, stock TRL"
+OURS, BLOCKS, FULL, CAUSAL = "ours", "ours, block diffusion", "all logits", "causal, stock TRL"
 
 
 class AllLogitsLLaDA(LLaDAModelLM):
@@ -127,7 +127,8 @@ def make_step(kind: str, ratio: float, shape: StepShape, folder: Path) -> Callab
         trainer = SFTTrainer(build_causal_twin(config), SFTConfig(str(folder), **settings), **common)
     else:
         model = (AllLogitsLLaDA if kind == FULL else LLaDAModelLM)(config)
-        trainer = LLaDASFTTrainer(model, LLaDASFTConfig(str(folder), warmup_steps=0, **settings), **common)
+        args = LLaDASFTConfig(str(folder), warmup_steps=0, block_length=32 if kind == BLOCKS else None, **settings)
+        trainer = LLaDASFTTrainer(model, args, **common)
         # of ratio 0, one token of each row is
         band = {"min_mask_ratio": max(ratio - 1e-6, 0.0), "max_mask_ratio": max(ratio, 1e-6)}
         trainer.forward_process = replace(trainer.forward_process, mask_sampling="exact", **band)
@@ -181,7 +182,7 @@ def measure_training(shape: StepShape, repetitions: int, folder: Path) -> list[d
     Returns:
         `list[dict]`: Rows of the table.
     """
-    cases = [(OURS, 0.0), (OURS, 0.5), (OURS, 1.0), (FULL, 0.5), (FULL, 1.0), (CAUSAL, 0.0)]
+    cases = [(OURS, 0.0), (OURS, 0.5), (OURS, 1.0), (BLOCKS, 0.5), (FULL, 0.5), (FULL, 1.0), (CAUSAL, 0.0)]
     steps = {case: make_step(*case, shape, folder) for case in cases}
     times: dict[tuple[str, float], list[float]] = {case: [] for case in cases}
     for repetition in range(repetitions + 1):
@@ -194,7 +195,9 @@ def measure_training(shape: StepShape, repetitions: int, folder: Path) -> list[d
     for (kind, ratio), (seconds, peak) in found.items():
         masked = None if kind == CAUSAL else f"{ratio:.0%}" if ratio else "one of each row"
         row = {"step": kind, "masked": masked, "seconds": seconds, "peak_megabytes": peak / 1e6}
-        row |= dict.fromkeys(("time_of_full", "peak_of_full", "per_token_of_causal"))
+        row |= dict.fromkeys(("time_of_full", "peak_of_full", "per_token_of_causal", "time_of_plain"))
+        if kind == BLOCKS:
+            row["time_of_plain"] = seconds / found[OURS, ratio][0]
         if kind == OURS:
             full_seconds, full_peak = found[FULL, max(ratio, 0.5)]
             row["time_of_full"], row["peak_of_full"] = seconds / full_seconds, peak / full_peak

@@ -12,12 +12,19 @@ COLUMNS = {
     "time_of_full": ("time ÷ all logits", "{:.2f}"),
     "peak_of_full": ("peak ÷ all logits", "{:.2f}"),
     "per_token_of_causal": ("time per token ÷ causal", "{:.2f}"),
+    "time_of_plain": ("time ÷ ours", "{:.2f}"),
 }
 # title, column, of which row, and the largest that meets it
 _TARGETS = (
-    ("peak, everything masked: at most 1/5 of all logits", "peak_of_full", "100%", 0.2),
-    ("time, half masked: at most 0.6 of all logits", "time_of_full", "50%", 0.6),
-    ("time per token, half masked: at most 1.15 of the causal step", "per_token_of_causal", "50%", 1.15),
+    ("peak, everything masked: at most 1/5 of all logits", "peak_of_full", ("ours", "100%"), 0.2),
+    ("time, half masked: at most 0.6 of all logits", "time_of_full", ("ours", "50%"), 0.6),
+    ("time per token, half masked: at most 1.15 of the causal step", "per_token_of_causal", ("ours", "50%"), 1.15),
+    (
+        "block diffusion, half masked: at most 2.1 of the time without blocks",
+        "time_of_plain",
+        ("ours, block diffusion", "50%"),
+        2.1,
+    ),
 )
 
 
@@ -39,17 +46,21 @@ def training_section(results: dict[str, Any], table) -> list[str]:
         f"{machine['load']:.1f}; medians of {results['repetitions']} interleaved repetitions, CPU time). Forward and "
         "backward pass with activation checkpointing, without the step of the optimizer. **all logits**: the same "
         "trainer with the cross entropy of all positions, of which the masked ones count. **causal, stock TRL**: a "
-        "Llama of the same size in `SFTTrainer`, as TRL runs it without Triton. **peak MB**: what the step takes from "
+        "Llama of the same size in `SFTTrainer`, as TRL runs it without Triton. **block diffusion**: in blocks of 32, "
+        "with the clean copy of the text behind the noisy one. **peak MB**: what the step takes from "
         "torch's allocator, beside parameters and gradients.",
         "",
         "| target | measured | |",
         "|---|---|---|",
     ]
     for part in results["shapes"]:
-        rows = {row["masked"]: row for row in part["rows"] if row["step"] == "ours"}
-        floor = rows["one of each row"]
-        for title, column, masked, limit in _TARGETS:
-            value = rows[masked][column]
+        rows = {(row["step"], row["masked"]): row for row in part["rows"]}
+        floor = rows["ours", "one of each row"]
+        for title, column, row, limit in _TARGETS:
+            # an earlier run may not have measured it
+            if row not in rows:
+                continue
+            value = rows[row][column]
             verdict = "met" if value <= limit else f"missed by {value - limit:.2f}"
             if value > limit and column in ("time_of_full", "peak_of_full"):
                 verdict += f" (with one token masked, without the head so to say, it is {floor[column]:.2f})"
@@ -66,7 +77,12 @@ def training_section(results: dict[str, Any], table) -> list[str]:
             f"{large['peak_gigabytes']:.0f} GB | {verdict} |"
         )
     for part in results["shapes"]:
-        lines += ["", f"### {part['shape'][0].upper()}{part['shape'][1:]}", "", table(part["rows"], COLUMNS)]
+        lines += [
+            "",
+            f"### {part['shape'][0].upper()}{part['shape'][1:]}",
+            "",
+            table([dict.fromkeys(COLUMNS) | row for row in part["rows"]], COLUMNS),
+        ]
     return lines
 
 

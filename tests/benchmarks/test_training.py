@@ -19,7 +19,7 @@ def test_the_command_keeps_the_other_part_of_the_report(tmp_path, capsys, monkey
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     (part,) = results["training"]["shapes"]
     rows = {(row["step"], row["masked"]): row for row in part["rows"]}
-    assert len(rows) == 6 and all(row["seconds"] > 0 and row["peak_megabytes"] > 0 for row in rows.values())
+    assert len(rows) == 7 and all(row["seconds"] > 0 and row["peak_megabytes"] > 0 for row in rows.values())
     ours, full = rows["ours", "100%"], rows["all logits", "100%"]
     assert ours["peak_of_full"] == pytest.approx(ours["peak_megabytes"] / full["peak_megabytes"])
     # 128 rows of logits, the labels and what else there is

@@ -29,6 +29,7 @@ CALLED_BY_TRAINING = {
 CALLED_BY_RESUMPTION = {
     "train",
     "log",
+    "get_batch_samples",
     "_get_grad_norm",
     "_init_training_state",
     "_load_optimizer_and_scheduler",
