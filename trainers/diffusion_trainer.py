@@ -162,11 +162,8 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
         self.mask_token_id = find_mask_token_id(self.model.config)
         # no token has this id if there is no end of text
         self._eos_token_id = -1 if eos_token_id is None else eos_token_id
-        self.block_length = find_block_length(self.model, self.args.block_length)
-        if self.args.block_length:
-            write_in_blocks(self.model, self.args.block_length)
-        if self.args.freeze_routers:
-            freeze_routers(self.model)
+        # of the attention of the model
+        self.block_length = find_block_length(self.model, None)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError(

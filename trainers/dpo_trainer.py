@@ -327,7 +327,7 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
                 logits_to_keep=masked,
                 token_losses=True,
                 output_router_logits=trains_routers,
-                **self._attention,
+                **({"block_length": self.block_length} if self.block_length else {}),
             )
             bounds = bounds - weight[:, None] * output.token_losses
             if trains_routers:

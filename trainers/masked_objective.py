@@ -11,7 +11,8 @@ from ..modeling_llada.masked_diffusion import MaskedBatch, noise_generator, redu
 from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
 from ..modeling_llada.packed_documents import lay_out_documents
 from ..modeling_llada.token_losses import TokenLossOutput
-from .diffusion_trainer import DiffusionTrainerMixin
+from .diffusion_arguments import MaskedDiffusionArguments
+from .diffusion_trainer import DiffusionTrainerMixin, find_block_length, freeze_routers, write_in_blocks
 from .token_metrics import TrainingSums, bound_metrics, score_rows, split_kinds
 
 
@@ -30,11 +31,17 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
     - **Evaluation** gives the bound on the negative log-likelihood, the same in every call and for every batch size.
     """
 
+    args: MaskedDiffusionArguments
     # `compute_loss` divides by the whole accumulated batch
     loss_is_scaled_for_ga = True
 
     def _init_diffusion(self, eos_token_id: int | None) -> None:
         super()._init_diffusion(eos_token_id)
+        self.block_length = find_block_length(self.model, self.args.block_length)
+        if self.args.block_length:
+            write_in_blocks(self.model, self.args.block_length)
+        if self.args.freeze_routers:
+            freeze_routers(self.model)
         self.forward_process = self.args.forward_process(self.mask_token_id, self.model.config.vocab_size)
         # the items of a batch are counted here: the base shifts labels if the class is called "...ForCausalLM"
         self.model_accepts_loss_kwargs = False

@@ -14,7 +14,6 @@ from benchmarks.distillation import text_task
 from benchmarks.report import targets, where_the_time_goes
 from benchmarks.roofline import H200, backbone_weights, forward_bound, probe
 from benchmarks.synthetic_text import EOS, PERIOD, STOP, draw_texts
-from benchmarks.trained_model import EditableProcess
 from benchmarks.workloads import WORKLOADS, Workload, settings_for
 from llada import LLaDA2MoeConfig, LLaDAConfig, LLaDAModelLM
 from llada.generation import preset
@@ -275,18 +274,3 @@ def test_texts_repeat_until_a_full_stop():
     assert not (endless == EOS).any()
     same = (endless[:, PERIOD:] == endless[:, :-PERIOD]).float().mean()
     assert 0.8 < same < 1.0
-
-
-def test_a_model_that_edits_is_shown_wrong_tokens():
-    texts = torch.randint(3, 1000, (8, 64))
-    maskable = torch.arange(64) >= 16
-    maskable = maskable.expand(8, -1)
-    process = EditableProcess(mask_token_id=1, mask_sampling="exact", loss_weighting="uniform", wrong=0.25)
-    batch = process(texts, maskable, torch.Generator().manual_seed(0))
-    assert torch.equal(batch.masked, maskable)
-    assert torch.equal(batch.input_ids[:, :16], texts[:, :16])
-    visible = maskable & (batch.input_ids != 1)
-    wrong = visible & (batch.input_ids != texts)
-    assert 0.2 < wrong.sum() / visible.sum() < 0.3
-    assert torch.isin(batch.input_ids[wrong], texts).all()
-    assert 0.2 < (batch.input_ids == 1).sum() / maskable.sum() < 0.8
