@@ -53,7 +53,8 @@ def test_public_surface() -> None:
 
 
 def test_one_version() -> None:
-    assert f"\nversion: {llada.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {llada.__version__}\n" in citation and '\ntitle: "llada-hf: ' in citation
     assert llada.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 
+from benchmarks.counters import DispatchCounter
+
 
 @pytest.mark.parametrize("length", [25_000_000, 10**9, 2**31 - 1])
 @pytest.mark.parametrize(
@@ -18,8 +20,11 @@ from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
 )
 @pytest.mark.parametrize("name", ["max_new_tokens", "max_length"])
 def test_lengths_are_checked_before_memory(name, settings, length):
-    with pytest.raises(ValueError, match=rf"The canvas has {length + 3 * (name == 'max_new_tokens')} positions, more"):
-        tiny_llada(num_hidden_layers=1).generate(torch.tensor([[1, 2, 3]]), **{name: length}, **settings)
+    model, prompt = tiny_llada(num_hidden_layers=1), torch.tensor([[1, 2, 3]])
+    message = rf"The canvas has {length + 3 * (name == 'max_new_tokens')} positions, more"
+    with DispatchCounter() as counter, pytest.raises(ValueError, match=message):
+        model.generate(prompt, **{name: length}, **settings)
+    assert counter.peak_bytes < 1000
 
 
 def test_whole_blocks_are_checked_before_memory():
