@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .likelihood import encode_pair
+
 
 @dataclass(frozen=True)
 class DocumentScores:
@@ -94,12 +96,11 @@ def score_documents(
         raise ValueError(f"`num_context={num_context}` leaves no room in a window of {window}; write less.")
     prompts, answers = [], []
     for text in texts:
-        ids = tokenizer(text)["input_ids"]
-        num_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # what the tokenizer puts before a text
-        offset = len(ids) - num_tokens
+        # what the tokenizer puts before a text is given
+        before, after = encode_pair(tokenizer, "", text)
+        ids = before + after
         for given, start, end in windows(len(ids), window, num_context):
-            start = max(start, offset)
+            start = max(start, len(before))
             if start < end:
                 prompts.append(ids[given:start])
                 answers.append(ids[start:end])

@@ -78,17 +78,17 @@ def ask_the_surest(model: Any, segments: list[Segment], cfg_scale: float, block_
     Scores every answer by the chain rule in the order in which the model is surest of it: of all tokens that are still
     masked, the likeliest is scored and shown. Arguments and result as in [`ask`]; plans are not read.
     """
-    hidden = {id(segment): torch.ones(len(segment.scores), dtype=torch.bool) for segment in segments}
+    hidden = {segment: torch.ones(len(segment.scores), dtype=torch.bool) for segment in segments}
     num_rows = 0
-    while open_segments := [segment for segment in segments if hidden[id(segment)].any()]:
+    while open_segments := [segment for segment in segments if hidden[segment].any()]:
         for first in range(0, len(open_segments), batch_size):
             batch = open_segments[first : first + batch_size]
-            masked = [_at_the_end(segment, hidden[id(segment)]) for segment in batch]
+            masked = [_at_the_end(segment, hidden[segment]) for segment in batch]
             texts = [segment.ids for segment in batch]
             prompts = [segment.prompt_length for segment in batch]
             scores = MaskedTexts(model, texts, masked, masked, prompts, block_length).scores(cfg_scale)
             for segment, row in zip(batch, scores, strict=True):
-                still = hidden[id(segment)]
+                still = hidden[segment]
                 row = row[segment.start : len(segment.ids)].masked_fill(~still, -torch.inf)
                 surest = int(row.argmax())
                 segment.scores[surest] = row[surest]
@@ -136,8 +136,6 @@ class MaskedTexts:
         self.targets = _pad(self.ids).to(device)
         self.is_scored = _pad(self.scored).to(device)
         self.noisy = self.targets.masked_fill(_pad(self.masked).to(device), mask_token_id)
-        is_prompt = position < torch.tensor(self.prompt_lengths)[:, None]
-        self.without_prompt = self.noisy.masked_fill(is_prompt.to(device), mask_token_id)
         self.inputs: dict[str, Any] = {"block_length": self.block_length} if self.block_length else {}
         if not bool((lengths == lengths[0]).all()):
             self.inputs["attention_mask"] = (position < lengths[:, None]).long().to(device)
@@ -147,7 +145,10 @@ class MaskedTexts:
         logits = self.model(self.noisy, logits_to_keep=self.is_scored, **self.inputs).logits
         if not cfg_scale:
             return logits.float()
-        without = self.model(self.without_prompt, logits_to_keep=self.is_scored, **self.inputs).logits
+        position = torch.arange(self.noisy.shape[1])
+        is_prompt = (position < torch.tensor(self.prompt_lengths)[:, None]).to(self.noisy.device)
+        hidden = self.noisy.masked_fill(is_prompt, self.model.config.mask_token_id)
+        without = self.model(hidden, logits_to_keep=self.is_scored, **self.inputs).logits
         return guide(logits, without, cfg_scale)
 
     def scores(self, cfg_scale: float = 0.0) -> torch.Tensor:
