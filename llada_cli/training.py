@@ -142,4 +142,34 @@ def train(trainer: Any, script: Any) -> None:
     trainer.end()
 
 
-__all__ = ["add_parser", "load_datasets", "loading_options", "parse", "train"]
+def tune(args: argparse.Namespace, description: str | None, config_class: Any, trainer_class: Any) -> None:
+    """
+    Runs a command that trains a model on the rows of a dataset with a trainer of TRL's kind.
+
+    Args:
+        args (`argparse.Namespace`): What was typed.
+        description (`str`, *optional*): The help of the command.
+        config_class, trainer_class (`type`): The arguments and the trainer.
+
+    Raises:
+        ValueError: If the model or the dataset is not named.
+    """
+    from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+    script, model_config, config = parse(args, description, ScriptArguments, ModelConfig, config_class)
+    if model_config.model_name_or_path is None:
+        raise ValueError("What is trained? Write `--model_name_or_path`: a folder or a repository on the Hub.")
+    train_dataset, eval_dataset = load_datasets(script, config)
+    config.model_init_kwargs = loading_options(model_config) | (config.model_init_kwargs or {})
+    trainer = trainer_class(
+        model=model_config.model_name_or_path,
+        args=config,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
+    )
+    train(trainer, script)
+
+
+__all__ = ["add_parser", "load_datasets", "loading_options", "parse", "train", "tune"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PromptLearningConfig
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
@@ -96,6 +96,42 @@ def freeze_routers(model: torch.nn.Module) -> None:
         raise ValueError("`freeze_routers=True`, but no layer of this model has experts; leave it out.")
     for router in routers:
         router.requires_grad_(False)
+
+
+def read_model(
+    model: Any, model_id: str, args: Any, processing_class: Any
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """
+    Configuration and tokenizer of a model that a trainer of TRL's kind is given, or that it is to load.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The model, or its id or path.
+        model_id (`str`):
+            Its id or path in any case.
+        args ([`~trl.SFTConfig`] or another with `model_init_kwargs`):
+            How it is loaded.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer, if it is given.
+
+    Raises:
+        ValueError: If that is no masked diffusion model, or no tokenizer.
+    """
+    loading = {"trust_remote_code": args.trust_remote_code}
+    if isinstance(model, str):
+        loading["revision"] = (args.model_init_kwargs or {}).get("revision")
+        config = AutoConfig.from_pretrained(model_id, **loading)
+    else:
+        config = model.config
+    find_mask_token_id(config)
+    if processing_class is None:
+        processing_class = AutoTokenizer.from_pretrained(model_id, **loading)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"`processing_class` is a {type(processing_class).__name__}; write the tokenizer, the models of this "
+            "package read text only."
+        )
+    return config, processing_class
 
 
 def refuse_virtual_tokens(*peft_configs: Any) -> None:
@@ -289,6 +325,7 @@ __all__ = [
     "find_block_length",
     "find_mask_token_id",
     "freeze_routers",
+    "read_model",
     "refuse_virtual_tokens",
     "refuse_what_needs_logits",
     "stage_factor",

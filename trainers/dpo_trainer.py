@@ -12,8 +12,6 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     DataCollator,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +29,7 @@ from .diffusion_trainer import (
     DiffusionTrainerMixin,
     complete_adapter,
     find_mask_token_id,
+    read_model,
     refuse_virtual_tokens,
     refuse_what_needs_logits,
 )
@@ -126,25 +125,12 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
         refuse_what_needs_logits(kwargs)
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         args = as_arguments(args, LLaDADPOConfig, f"{Path(model_id).name or 'LLaDA'}-DPO")
-        loading = {"trust_remote_code": args.trust_remote_code}
-        if isinstance(model, str):
-            loading["revision"] = (args.model_init_kwargs or {}).get("revision")
-            config = AutoConfig.from_pretrained(model_id, **loading)
-        else:
-            config = model.config
-        find_mask_token_id(config)
         refuse_virtual_tokens(peft_config, *getattr(model, "peft_config", {}).values())
+        config, processing_class = read_model(model, model_id, args, processing_class)
         if args.router_aux_loss_coef and "sparse" not in config.mlp_layer_types:
             raise ValueError(
                 f"`router_aux_loss_coef={args.router_aux_loss_coef}` keeps the load of experts even, and this model "
                 "has none; leave it out."
-            )
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model_id, **loading)
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ValueError(
-                f"`processing_class` is a {type(processing_class).__name__}; write the tokenizer, the models of this "
-                "package read text only."
             )
         if processing_class.eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token; set `tokenizer.eos_token`.")

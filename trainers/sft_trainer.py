@@ -7,8 +7,6 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     DataCollator,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,6 +22,7 @@ from .diffusion_arguments import as_arguments
 from .diffusion_trainer import (
     complete_adapter,
     find_mask_token_id,
+    read_model,
     refuse_virtual_tokens,
     refuse_what_needs_logits,
 )
@@ -115,21 +114,8 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
         refuse_what_needs_logits(kwargs)
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         args = as_arguments(args, LLaDASFTConfig, f"{Path(model_id).name or 'LLaDA'}-SFT")
-        loading = {"trust_remote_code": args.trust_remote_code}
-        if isinstance(model, str):
-            loading["revision"] = (args.model_init_kwargs or {}).get("revision")
-            config = AutoConfig.from_pretrained(model_id, **loading)
-        else:
-            config = model.config
-        find_mask_token_id(config)
         refuse_virtual_tokens(peft_config, *getattr(model, "peft_config", {}).values())
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model_id, **loading)
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ValueError(
-                f"`processing_class` is a {type(processing_class).__name__}; write the tokenizer, the models of this "
-                "package read text only."
-            )
+        config, processing_class = read_model(model, model_id, args, processing_class)
         eos_token_id = processing_class.eos_token_id
         if args.eos_token is not None:
             eos_token_id = processing_class.get_vocab().get(args.eos_token)
