@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from .generation.listeners.trace import Trace
     from .generation.presets import preset
     from .modeling_llada.causal_conversion import from_causal
-    from .trainers.data_collator import DataCollatorForMaskedDiffusion
+    from .trainers.data.data_collator import DataCollatorForMaskedDiffusion
+    from .trainers.data.preference_collator import DataCollatorForMaskedPreference
     from .trainers.distill_config import LLaDADistillConfig
     from .trainers.distill_trainer import LLaDADistillTrainer
     from .trainers.dpo_config import LLaDADPOConfig
     from .trainers.dpo_trainer import LLaDADPOTrainer
     from .trainers.pre_trainer import LLaDAPreTrainer
-    from .trainers.preference_collator import DataCollatorForMaskedPreference
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
     from .trainers.sampling_callback import SampleCallback
     from .trainers.sft_config import LLaDASFTConfig
@@ -84,10 +84,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "DataCollatorForMaskedDiffusion": ".trainers.data_collator",
+    "DataCollatorForMaskedDiffusion": ".trainers.data.data_collator",
     "LLaDADistillConfig": ".trainers.distill_config",
     "LLaDADistillTrainer": ".trainers.distill_trainer",
-    "DataCollatorForMaskedPreference": ".trainers.preference_collator",
+    "DataCollatorForMaskedPreference": ".trainers.data.preference_collator",
     "LLaDADPOConfig": ".trainers.dpo_config",
     "LLaDADPOTrainer": ".trainers.dpo_trainer",
     "LLaDAPreTrainer": ".trainers.pre_trainer",

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     # the names above say which extra is missing
     from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
-    from llada.trainers.data_checks import first_row
+    from llada.trainers.data.data_checks import first_row
 
     script, model_config, teacher, config = parse(
         args, __doc__, ScriptArguments, ModelConfig, TeacherArguments, LLaDADistillConfig

@@ -21,7 +21,7 @@ from ..generation.configuration_diffusion import DEFAULTS
 from ..modeling_llada.adapters import lora_target_modules
 from ..modeling_llada.checkpoint_layouts import in_memory_names
 from ..modeling_llada.routers import TopKRouter
-from .data_collator import DataCollatorForMaskedDiffusion
+from .data.data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import DiffusionArguments
 from .resumption import ResumableTrainerMixin
 from .sampling_callback import SampleCallback

@@ -11,8 +11,8 @@ from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase,
 from trl.trainer.utils import get_config_model_id
 
 from ..modeling_llada.masked_diffusion import MaskedBatch, noise_generator
-from .data_checks import first_row
-from .data_collator import DataCollatorForMaskedDiffusion
+from .data.data_checks import first_row
+from .data.data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
 from .distill_config import LLaDADistillConfig
 from .sft_trainer import LLaDASFTTrainer

@@ -23,7 +23,8 @@ from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..modeling_llada.likelihood_bound import bound_masks, content_keys
-from .data_checks import TokenChecks, first_row
+from .data.data_checks import TokenChecks, first_row
+from .data.preference_collator import DataCollatorForMaskedPreference
 from .diffusion_arguments import as_arguments
 from .diffusion_trainer import (
     DiffusionTrainerMixin,
@@ -34,7 +35,6 @@ from .diffusion_trainer import (
     refuse_what_needs_logits,
 )
 from .dpo_config import LLaDADPOConfig
-from .preference_collator import DataCollatorForMaskedPreference
 
 
 # what the base measures of logits that do not exist here

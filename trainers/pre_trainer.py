@@ -21,8 +21,8 @@ from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from ..modeling_llada.masked_diffusion import noise_generator
-from .data_checks import TokenChecks, first_row, read_text, refuse_unknown_columns, refuse_unread_masks
-from .data_collator import DataCollatorForMaskedDiffusion
+from .data.data_checks import TokenChecks, first_row, read_text, refuse_unknown_columns, refuse_unread_masks
+from .data.data_collator import DataCollatorForMaskedDiffusion
 from .diffusion_arguments import as_arguments
 from .diffusion_trainer import (
     complete_adapter,

@@ -16,8 +16,9 @@ from transformers.trainer_utils import PredictionOutput
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from .data_checks import TokenChecks, first_row
-from .data_collator import DataCollatorForMaskedDiffusion
+from .data.data_checks import TokenChecks, first_row
+from .data.data_collator import DataCollatorForMaskedDiffusion
+from .data.sft_rows import MASK_COLUMNS, tokenize_rows
 from .diffusion_arguments import as_arguments
 from .diffusion_trainer import (
     complete_adapter,
@@ -28,7 +29,6 @@ from .diffusion_trainer import (
 )
 from .masked_objective import MaskedDiffusionTrainerMixin
 from .sft_config import LLaDASFTConfig
-from .sft_rows import MASK_COLUMNS, tokenize_rows
 
 
 class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):

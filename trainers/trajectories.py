@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..generation.listeners.trace import Trace
-from .data_checks import TokenChecks, first_row, read_messages, read_text, refuse_unknown_columns
+from .data.data_checks import TokenChecks, first_row, read_messages, read_text, refuse_unknown_columns
 from .diffusion_trainer import find_mask_token_id
 
 

@@ -4,7 +4,7 @@ import pytest
 from chat_templates import DLLM_TEMPLATE, ILLADA_TEMPLATE, LING_TEMPLATE, PUBLISHED_CHAT_TEMPLATE
 from datasets import Dataset
 
-from llada.trainers.answer_spans import ChatRenderer
+from llada.trainers.data.answer_spans import ChatRenderer
 
 
 def _turns(*contents, system=None):

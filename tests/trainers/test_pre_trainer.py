@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, TrainingArguments
 from trl import SFTConfig
 
 from llada import LLaDAPreTrainer, LLaDAPreTrainingConfig
-from llada.trainers.data_checks import TokenChecks
+from llada.trainers.data.data_checks import TokenChecks
 from llada.trainers.diffusion_trainer import stage_factor
 from llada.trainers.pre_trainer import chunk_documents
 

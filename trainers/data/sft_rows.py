@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl.data_utils import common_prefix_length
 
+from ..sft_config import LLaDASFTConfig
 from .answer_spans import ChatRenderer
 from .data_checks import (
     TokenChecks,
@@ -20,7 +21,6 @@ from .data_checks import (
     refuse_unknown_columns,
     refuse_unread_masks,
 )
-from .sft_config import LLaDASFTConfig
 
 
 logger = logging.get_logger(__name__)

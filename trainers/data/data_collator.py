@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from ..modeling_llada.masked_diffusion import noise_generator
+from ...modeling_llada.masked_diffusion import noise_generator
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What trainers read: datasets, chat templates and batches."""
