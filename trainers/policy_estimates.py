@@ -12,6 +12,7 @@ a whole answer. Each published method of policy optimisation puts something else
 | [`evidence_bounds`] | any masks | sequence, two bounds | SPG |
 | [`trajectory_logps`] | the states that the sampler went through | token | AGRPO, CJ-GRPO, arXiv 2509.23924 |
 | [`left_to_right_logps`] | the answer so far, and masks | token | JustGRPO |
+| [`block_elbo`] | a noisy block after clean ones, all blocks at once | sequence | EBPO of LLaDA2.1 |
 
 All noise is given: two models, or one model at two times, are compared under the same masks by giving them the same
 noisy inputs. Positions belong to the answer if they are the last ones of the row; a token of the answer counts as
@@ -25,15 +26,17 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.modeling_utils import unwrap_model
 
 from ..modeling_llada.masked_diffusion import masked_cross_entropy
+from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
+from ..modeling_llada.packed_documents import count_tokens_before
 from ..modeling_llada.token_losses import CHUNK
 from .diffusion_trainer import find_mask_token_id
 
 
 def _mask_token_id(model: Any) -> int:
-    # wrappers of data parallelism hold the model in `module`
-    return find_mask_token_id(getattr(model, "module", model).config)
+    return find_mask_token_id(unwrap_model(model).config)
 
 
 def _masked(noisy_ids: torch.Tensor, completion_ids: torch.Tensor) -> torch.Tensor:
@@ -399,7 +402,70 @@ def left_to_right_logps(
     return trajectory_logps(model, views[0], completion_ids, views[1], **inputs)
 
 
+def block_elbo(
+    model: Any,
+    noisy_ids: torch.Tensor,
+    completion_ids: torch.Tensor,
+    block_length: int,
+    completion_mask: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """
+    The evidence lower bound of a text that is written block by block, the mean over draws (EBPO, LLaDA2.1). Every
+    block is predicted from its noisy self and from clean blocks before it, all in one forward pass: of each,
+
+        L/k · sum over its masked tokens of log p,  k of its L tokens being masked.
+
+    Args:
+        model (`torch.nn.Module`):
+            A model of this package, possibly wrapped, that writes in blocks.
+        noisy_ids (`torch.LongTensor` of shape `(batch, draws, prompt_length + length)`):
+            The answer with `k` masks in every block of it, any of them equally likely, `k` uniform on 1 ... L: a block
+            without masks counts as 0.
+        completion_ids (`torch.LongTensor` of shape `(batch, length)`):
+            The answer.
+        block_length (`int`):
+            Length of a block. They count from the first token of a row: the first of an answer may be shorter, the
+            prompt has the rest of it, and so may be the last.
+        completion_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
+            1 where the answer counts: up to its end of text. All if not given.
+        attention_mask (`torch.Tensor` of shape `(batch, prompt_length + length)`, *optional*):
+            0 for padding.
+        temperature (`float`, *optional*, defaults to 1.0):
+            What the logits are divided by.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch,)`: the bound, not divided by the length.
+
+    Raises:
+        ValueError: See [`~llada.modeling_llada.noisy_and_clean.lay_out_noisy_and_clean`].
+    """
+    draws, length = noisy_ids.shape[1], completion_ids.shape[1]
+    clean_ids = torch.cat([noisy_ids[:, 0, :-length], completion_ids], dim=1).repeat_interleave(draws, dim=0)
+
+    def see(input_ids: torch.Tensor, logits_to_keep: torch.Tensor, attention_mask=None, **arguments) -> Any:
+        layout = lay_out_noisy_and_clean(
+            unwrap_model(model).config, input_ids, clean_ids, block_length, attention_mask
+        )
+        if "labels" not in arguments:
+            # the losses of tokens are about the noisy half, and logits are about both
+            logits_to_keep = torch.nn.functional.pad(logits_to_keep, (0, logits_to_keep.shape[1]))
+        return model(**layout, logits_to_keep=logits_to_keep, **arguments)
+
+    is_token = torch.ones_like(noisy_ids[:, 0], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    blocks = count_tokens_before(is_token)[:, -length:] // block_length
+    counted = is_token[:, -length:] if completion_mask is None else completion_mask.bool()
+    # of every token, the tokens of its block: [batch, length, length]
+    together = ((blocks.unsqueeze(2) == blocks.unsqueeze(1)) & counted.unsqueeze(1)).float()
+    masked = _masked(noisy_ids, completion_ids) & counted.unsqueeze(1)
+    weight = together.sum(dim=2).unsqueeze(1) / (masked.float() @ together.mT).clamp(min=1)
+    logps = view_logps(see, noisy_ids, completion_ids, masked, temperature=temperature, attention_mask=attention_mask)
+    return (weight * logps).sum(dim=(1, 2)) / draws
+
+
 __all__ = [
+    "block_elbo",
     "coupled_logps",
     "diffu_grpo_logps",
     "elbo",

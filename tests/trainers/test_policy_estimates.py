@@ -9,6 +9,7 @@ from tiny_models import tiny_llada
 
 from llada.modeling_llada.likelihood_bound import enumerate_masks
 from llada.trainers.policy_estimates import (
+    block_elbo,
     coupled_logps,
     diffu_grpo_logps,
     elbo,
@@ -150,6 +151,60 @@ def test_answers_written_from_the_left_share_all_probability() -> None:
     parts = [left_to_right_logps(model, prompts, answers, torch.tensor([[n]]).expand(125, -1)) for n in range(3)]
     torch.testing.assert_close(sum(parts), logps)
     assert (parts[0][:, 1:] == 0).all()
+
+
+@torch.no_grad()
+def block_by_block(model, masked: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probabilities `[batch, answer]` as they are where each block of two is written behind clean ones."""
+    clean, noisy_ids, logps = torch.cat([PROMPT, COMPLETION], dim=1), noisy(masked.unsqueeze(1))[:, 0], []
+    for start in range(0, 7, 2):
+        text = torch.cat([clean[:, :start], noisy_ids[:, start : start + 2]], dim=1)
+        logits = model(text, block_length=2).logits[:, start:] / temperature
+        logps.append(logits.log_softmax(2).gather(2, clean[:, start : start + 2].unsqueeze(2)).squeeze(2))
+    return torch.cat(logps, dim=1)[:, 3:]
+
+
+@pytest.mark.parametrize(("temperature", "padding"), [(1.0, 0), (0.7, 2)])
+def test_the_mean_of_all_draws_is_the_bound_of_blocks(model, temperature, padding) -> None:
+    # behind three tokens of a prompt, blocks of two hold one, two and one token of the answer; the second ends in two
+    choices = [torch.tensor([[1]]), torch.tensor([[1, 0], [0, 1], [1, 1]]), torch.tensor([[0], [1]])]
+    masks = torch.tensor([[*a, *b, *c] for a, b, c in product(*(rows.tolist() for rows in choices))]).bool()
+    completion_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    exact = torch.zeros(2)
+    for masked in masks:
+        logps = block_by_block(model, masked.expand(2, -1), temperature)
+        # a block of L is summed over its masks with weight 1 / (k * binomial(L, k)), and each mask of it stands
+        # beside six, two or three of the other blocks
+        number = masked[1:3].sum()
+        pair = (logps[:, 1:3] * masked[1:3]).sum(dim=1) / (2 if number == 1 else 1) / number
+        exact += logps[:, 0] / 6 + pair / 2 + (logps[:, 3] * masked[3] / 3) * completion_mask[:, 3]
+    # of the middle block, one mask at either place has probability 1/4, two have 1/2; the last block is scored or not
+    probability = torch.tensor([(0.25 if masked[1:3].sum() == 1 else 0.5) for masked in masks]) * masks[:, 3]
+    views = torch.nn.functional.pad(noisy(masks.unsqueeze(0).expand(2, -1, -1)), (padding, 0), value=42)
+    visible = torch.nn.functional.pad(torch.ones(2, 7, dtype=torch.long), (padding, 0))
+    shared = {"attention_mask": visible} if padding else {}
+    estimates = torch.stack(
+        [
+            block_elbo(model, views[:, [n]], COMPLETION, 2, completion_mask, temperature=temperature, **shared)
+            for n in range(len(masks))
+        ]
+    )
+    torch.testing.assert_close((probability[:, None] * estimates).sum(dim=0), exact, rtol=1e-5, atol=1e-4)
+    both = block_elbo(model, views[:, :2], COMPLETION, 2, completion_mask, temperature=temperature, **shared)
+    torch.testing.assert_close(both, (estimates[0] + estimates[1]) / 2)
+
+
+def test_blocks_of_one_token_are_written_from_the_left(model) -> None:
+    views = noisy(torch.ones(2, 1, 4, dtype=torch.bool))
+    logps = block_elbo(model, views, COMPLETION, 1)
+    with torch.no_grad():
+        rows = [torch.cat([PROMPT, COMPLETION[:, :n], torch.full((2, 1), MASK)], dim=1) for n in range(4)]
+        single = [model(row, block_length=1).logits[:, -1].log_softmax(1) for row in rows]
+    expected = sum(one.gather(1, COMPLETION[:, [n]]).squeeze(1) for n, one in enumerate(single))
+    torch.testing.assert_close(logps, expected)
+    logps.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    model.zero_grad()
 
 
 @pytest.mark.parametrize(
