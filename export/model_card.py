@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def create_model_card(
     repo_id: str,
     *,
     base_model: str | None = None,
-    dataset_name: str | None = None,
+    dataset_name: str | Sequence[str] | None = None,
     tags: Iterable[str] = (),
     training: Mapping[str, Any] | None = None,
     prompt: str = "The capital of France is",
@@ -159,9 +159,9 @@ def create_model_card(
             published.
         base_model (`str`, *optional*):
             The model this one was trained from. Defaults to the repository `model` was loaded from, if it is one.
-        dataset_name (`str`, *optional*):
-            What it was trained on, of the path of a file the last part. Also goes into the metadata if it has the
-            form of a repository id.
+        dataset_name (`str` or `Sequence[str]`, *optional*):
+            What it was trained on, one dataset or several, of the path of a file the last part. Also goes into the
+            metadata if it has the form of a repository id.
         tags (`Iterable[str]`, *optional*):
             Tags besides `llada`, `masked-diffusion` and those added with `model.add_model_tags`.
         training (`Mapping[str, Any]`, *optional*):
@@ -190,10 +190,12 @@ def create_model_card(
         facts = f"{config.num_experts} experts per layer of which a token sees {config.num_experts_per_tok}, {facts}"
     if not adapter:
         facts = f"{model.num_parameters():,} parameters, {facts}"
+    datasets = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name or ())
+    published = [name for name in datasets if _is_repo_id(name)]
     family, paper = _FAMILIES[config.model_type]
     data = ModelCardData(
         base_model=base_model if _is_repo_id(base_model) else None,
-        datasets=dataset_name if _is_repo_id(dataset_name) else None,
+        datasets=published if len(published) > 1 else next(iter(published), None),
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=sorted({"llada", "masked-diffusion", *map(escaped, (*(model.model_tags or ()), *tags))}),
@@ -204,7 +206,7 @@ def create_model_card(
         adapter=adapter,
         base_model=data.base_model,
         block_causal=config.block_causal,
-        dataset_name=_inline(_name(dataset_name)) if dataset_name else None,
+        dataset_name=", ".join(_inline(_name(name)) for name in datasets),
         facts=facts,
         family=family,
         gaps=_with_masks(gaps),

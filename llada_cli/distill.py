@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .training import add_parser, load_datasets, loading_options, parse, train
+from .training import add_parser, loading_options, parse, train
+from .training_data import load_datasets
 
 
 @dataclass
@@ -54,17 +55,17 @@ def run(args: argparse.Namespace) -> None:
 
     # isort: split
     # the names above say which extra is missing
-    from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
     from llada.trainers.data.data_checks import first_row
 
-    script, model_config, teacher, config = parse(
-        args, __doc__, ScriptArguments, ModelConfig, TeacherArguments, LLaDADistillConfig
+    script, mixture, model_config, teacher, config = parse(
+        args, __doc__, ScriptArguments, DatasetMixtureConfig, ModelConfig, TeacherArguments, LLaDADistillConfig
     )
     name, options = model_config.model_name_or_path, loading_options(model_config)
     if name is None:
         raise ValueError("What is distilled? Write `--model_name_or_path`: a folder or a repository on the Hub.")
-    train_dataset, eval_dataset = load_datasets(script, config)
+    train_dataset, eval_dataset = load_datasets(script, config, mixture)
     columns = first_row(train_dataset, "train")
     if "step_of" not in columns and not (config.block_masks == "random" and "completion" in columns):
         train_dataset = _ask(teacher, train_dataset, name, options, config)
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
-    train(trainer, script)
+    train(trainer, script, mixture)
 
 
 def _ask(teacher: TeacherArguments, prompts: Any, name: str, options: dict[str, Any], config: Any) -> Any:

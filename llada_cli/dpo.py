@@ -5,6 +5,7 @@
 Options are the fields of LLaDADPOConfig and of trl's ScriptArguments and ModelConfig; `--help` lists them, those of
 masked diffusion last. `--config` names a YAML file with them, `--traceback` shows where an error came up. The dataset
 is a Hub id, a folder, or a .json, .jsonl, .csv or .parquet file, with the columns `prompt`, `chosen` and `rejected`.
+`--datasets` or `datasets:` in that file mixes several, as trl does.
 `--resume_from_checkpoint true` goes on from the newest complete checkpoint in the output folder.
 """
 

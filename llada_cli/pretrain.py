@@ -7,6 +7,7 @@
 Options are the fields of LLaDAPreTrainingConfig and of trl's ScriptArguments and ModelConfig; `--help` lists them,
 those of masked diffusion last. `--config` names a YAML file with them, `--traceback` shows where an error came up. The
 dataset is a Hub id, a folder, or a .json, .jsonl, .csv, .parquet or .txt file; a text file is one document.
+`--datasets` or `datasets:` in that file mixes several, as trl does.
 `--resume_from_checkpoint true` goes on from the newest complete checkpoint in the output folder.
 """
 
@@ -15,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .training import add_parser, load_datasets, loading_options, parse, train
+from .training import add_parser, loading_options, parse, train
+from .training_data import load_datasets
 
 
 if TYPE_CHECKING:
@@ -58,10 +60,10 @@ def run(args: argparse.Namespace) -> None:
     # isort: split
     # the names above say which extra is missing
     from transformers import AutoModelForMaskedLM, set_seed
-    from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
-    script, model_config, new, config = parse(
-        args, __doc__, ScriptArguments, ModelConfig, NewModelArguments, LLaDAPreTrainingConfig
+    script, mixture, model_config, new, config = parse(
+        args, __doc__, ScriptArguments, DatasetMixtureConfig, ModelConfig, NewModelArguments, LLaDAPreTrainingConfig
     )
     name, options = model_config.model_name_or_path, loading_options(model_config)
     tokenizer = _load_tokenizer(new.tokenizer_name, name or new.config_name, options["revision"])
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         quantization_config = get_quantization_config(model_config)
         model = AutoModelForMaskedLM.from_pretrained(name, quantization_config=quantization_config, **options)
-    train_dataset, eval_dataset = load_datasets(script, config)
+    train_dataset, eval_dataset = load_datasets(script, config, mixture)
     trainer = LLaDAPreTrainer(
         model=model,
         args=config,
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_config),
     )
-    train(trainer, script)
+    train(trainer, script, mixture)
 
 
 def _load_tokenizer(name: str | None, model: str | None, revision: str) -> "PreTrainedTokenizerBase | None":

@@ -1,16 +1,21 @@
-"""What the commands that train share: their options, the dataset, and a run from the first step to the Hub."""
+"""What the commands that train share: their options, and a run from the first step to the Hub."""
 
 import argparse
 import copy
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
+from .training_data import load_datasets, name_datasets
 
-_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+
 # titles of the groups of `--help`, by the class that has the options
-_TITLES = {"ScriptArguments": "dataset", "ModelConfig": "model and adapter", "TrainingArguments": "training"}
+_TITLES = {
+    "ScriptArguments": "dataset",
+    "DatasetMixtureConfig": "dataset mixture",
+    "ModelConfig": "model and adapter",
+    "TrainingArguments": "training",
+}
 _TRL, _OURS = "training with trl", "masked diffusion"
 
 
@@ -77,41 +82,6 @@ def _group(parser: argparse.ArgumentParser, dataclasses: Iterable[Any]) -> None:
         groups[titles[action.dest]]._group_actions.append(action)
 
 
-def load_datasets(script: Any, config: Any) -> tuple[Any, Any]:
-    """
-    The splits of the dataset that the options name.
-
-    Args:
-        script (`trl.ScriptArguments`): Which dataset, and which splits of it.
-        config (`transformers.TrainingArguments`): Whether there are evaluations.
-
-    Returns:
-        `tuple`: What is trained on and what is evaluated on, `None` without evaluations.
-
-    Raises:
-        ValueError: If no dataset is named.
-    """
-    if script.dataset_name is None:
-        raise ValueError("What is trained on? Write `--dataset_name`: a dataset on the Hub, a folder, or a file.")
-    train_dataset = _load_split(script, script.dataset_train_split)
-    return train_dataset, None if config.eval_strategy == "no" else _load_split(script, script.dataset_test_split)
-
-
-def _load_split(script: Any, split: str) -> Any:
-    """One split. A file is all of the split `train`, and a text file is one document."""
-    from datasets import load_dataset
-
-    options = {"split": split, "streaming": script.dataset_streaming}
-    path = Path(script.dataset_name)
-    if builder := _BUILDERS.get(path.suffix):
-        files = {"data_files": script.dataset_name}
-    elif any(path.glob("**/*.txt")):
-        builder, files = "text", {"data_dir": script.dataset_name}
-    else:
-        return load_dataset(script.dataset_name, script.dataset_config, **options)
-    return load_dataset(builder, **files, **({"sample_by": "document"} if builder == "text" else {}), **options)
-
-
 def loading_options(model: Any) -> dict[str, Any]:
     """Keywords of `from_pretrained`, from a `trl.ModelConfig`."""
     return {
@@ -121,24 +91,25 @@ def loading_options(model: Any) -> dict[str, Any]:
     }
 
 
-def train(trainer: Any, script: Any) -> None:
+def train(trainer: Any, script: Any, mixture: Any = None) -> None:
     """
     Trains, from a checkpoint if the arguments name one, and saves the model with its card, on the Hub too if asked to.
 
     Args:
         trainer (`transformers.Trainer`): A trainer of this package.
         script (`trl.ScriptArguments`): Which dataset the card names.
+        mixture (`trl.DatasetMixtureConfig`, *optional*): Or which several.
     """
-    config = trainer.args
+    config, names = trainer.args, name_datasets(script, mixture)
     resume = config.resume_from_checkpoint
     # the option is a text for transformers, which would look for a folder of this name
     trainer.train(resume_from_checkpoint={"true": True, "false": False}.get(str(resume).lower(), resume))
     trainer.save_model()
-    trainer.create_model_card(dataset_name=script.dataset_name)
+    trainer.create_model_card(dataset_name=names)
     if trainer.is_world_process_zero():
         print(f"The model is in {config.output_dir}/.")
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub(dataset_name=names)
     trainer.end()
 
 
@@ -154,12 +125,14 @@ def tune(args: argparse.Namespace, description: str | None, config_class: Any, t
     Raises:
         ValueError: If the model or the dataset is not named.
     """
-    from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
-    script, model_config, config = parse(args, description, ScriptArguments, ModelConfig, config_class)
+    script, mixture, model_config, config = parse(
+        args, description, ScriptArguments, DatasetMixtureConfig, ModelConfig, config_class
+    )
     if model_config.model_name_or_path is None:
         raise ValueError("What is trained? Write `--model_name_or_path`: a folder or a repository on the Hub.")
-    train_dataset, eval_dataset = load_datasets(script, config)
+    train_dataset, eval_dataset = load_datasets(script, config, mixture)
     config.model_init_kwargs = loading_options(model_config) | (config.model_init_kwargs or {})
     trainer = trainer_class(
         model=model_config.model_name_or_path,
@@ -169,7 +142,7 @@ def tune(args: argparse.Namespace, description: str | None, config_class: Any, t
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
-    train(trainer, script)
+    train(trainer, script, mixture)
 
 
-__all__ = ["add_parser", "load_datasets", "loading_options", "parse", "train", "tune"]
+__all__ = ["add_parser", "loading_options", "parse", "train", "tune"]

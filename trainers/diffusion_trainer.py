@@ -283,7 +283,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
     def create_model_card(
         self,
         model_name: str | None = None,
-        dataset_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
         tags: str | list[str] | None = None,
     ) -> None:
         """
@@ -292,7 +292,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
         Args:
             model_name (`str`, *optional*):
                 Not used, the card is named after the repository.
-            dataset_name (`str`, *optional*):
+            dataset_name (`str` or `list[str]`, *optional*):
                 What the model was trained on.
             tags (`str` or `list[str]`, *optional*):
                 Further tags.

@@ -9,10 +9,12 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from demo_checkpoint import DEMO_FOLDER
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
+from trl import ScriptArguments
 
 import llada_cli
 from llada_cli import main
+from llada_cli.training_data import load_datasets
 
 
 DEMO = str(DEMO_FOLDER)
@@ -67,6 +69,7 @@ def test_help_is_grouped_with_ours_last(capsys: pytest.CaptureFixture) -> None:
     assert list(sft) == [
         "options",
         "dataset",
+        "dataset mixture",
         "model and adapter",
         "training",
         "training with trl",
@@ -74,6 +77,7 @@ def test_help_is_grouped_with_ours_last(capsys: pytest.CaptureFixture) -> None:
     ]
     assert sft["options"] == {"help", "config", "traceback"}
     assert {"dataset_name", "dataset_streaming"} <= sft["dataset"]
+    assert sft["dataset mixture"] == {"datasets", "streaming", "test_split_size"}
     assert {"model_revision", "use_peft"} <= sft["model and adapter"]
     assert {"learning_rate", "output_dir", "resume_from_checkpoint"} <= sft["training"]
     assert {"max_length", "assistant_only_loss"} <= sft["training with trl"]
@@ -174,12 +178,10 @@ def test_text_needs_a_tokenizer_and_ids_need_none(train, tmp_path: Path, capsys:
 
 def test_a_text_file_is_one_document(train, books: str, tmp_path: Path) -> None:
     """A blank line inside ends nothing, and files of sub-folders are read."""
-    from llada_cli.training import _load_split
-
-    script = type("Script", (), {"dataset_name": books, "dataset_config": None, "dataset_streaming": False})
-    assert sorted(_load_split(script, "train")["text"]) == sorted([f"{TEXT}\n\n{TEXT}", TEXT * 3])
+    script, config = ScriptArguments(books), TrainingArguments(report_to="none")
+    assert sorted(load_datasets(script, config)[0]["text"]) == sorted([f"{TEXT}\n\n{TEXT}", TEXT * 3])
     script.dataset_name = f"{books}/new.txt"
-    assert _load_split(script, "train")["text"] == [TEXT * 3]
+    assert load_datasets(script, config)[0]["text"] == [TEXT * 3]
 
 
 def test_a_model_is_trained_further_and_taken_up_again(train) -> None:
