@@ -28,6 +28,7 @@ RECIPES: dict[str, tuple[dict, dict]] = {
     "shift": ({"right_shift_logits": True}, {}),
     "annealed": ({}, {"attention_annealing_steps": 100}),
     "joint": ({}, {"causal_loss_weight": 0.3}),
+    "blocks": ({}, {"block_warmup_steps": 0.5}),
 }
 
 

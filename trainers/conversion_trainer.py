@@ -33,8 +33,9 @@ def anneal_attention(length: int, share: float, generator: torch.Generator) -> t
 
 class LLaDAConversionTrainer(LLaDAPreTrainer):
     """
-    Trains what [`from_causal`] returns: pre-training in which attention may open step by step, and in which the model
-    may go on being trained as a causal one, too. Evaluations are of the diffusion model, with full attention.
+    Trains what [`from_causal`] returns: pre-training in which attention may open step by step, or block by block, and
+    in which the model may go on being trained as a causal one, too. Evaluations are of the model as it is to generate:
+    with full attention, or in blocks of `block_length`.
 
     Args:
         model, args, kwargs:
@@ -46,9 +47,11 @@ class LLaDAConversionTrainer(LLaDAPreTrainer):
     Example:
 
     ```python
+    >>> # blocks grow from single tokens to the whole row, and shrink to those that it will write in
+    >>> blocks = {"block_warmup_steps": 0.2, "block_decay_steps": 0.2, "block_length": 32}
     >>> trainer = LLaDAConversionTrainer(
     ...     model=from_causal(causal_model, tokenizer),
-    ...     args=LLaDAConversionConfig("converted", max_steps=400),
+    ...     args=LLaDAConversionConfig("converted", max_steps=400, **blocks),
     ...     train_dataset=documents,
     ...     processing_class=tokenizer,
     ... )
@@ -61,15 +64,28 @@ class LLaDAConversionTrainer(LLaDAPreTrainer):
 
     def __init__(self, model, args=None, **kwargs):
         super().__init__(model, as_arguments(args, LLaDAConversionConfig, "LLaDA-conversion"), **kwargs)
+        self._block_schedule = self.args.block_schedule()
+        if self._block_schedule is not None and self.model.config.right_shift_logits:
+            raise ValueError(
+                "This model predicts a token from the position before it (`right_shift_logits`), which is noisy where "
+                "blocks are trained and clean where they are written. Leave out `block_warmup_steps` and "
+                "`block_decay_steps`, or convert without the shift."
+            )
 
     def _describe_objective(self) -> dict[str, Any]:
         args = self.args
-        annealing = args.attention_annealing_steps
+        annealing, blocks = args.attention_annealing_steps, self._block_schedule
+        opened = {"attention opened": f"in {annealing} steps" if annealing else "at once"}
         return {
             **super()._describe_objective(),
-            "attention opened": f"in {annealing} steps" if annealing else "at once",
+            **(opened if blocks is None else {"blocks": blocks.describe()}),
             **({"causal loss": f"weight {args.causal_loss_weight}"} if args.causal_loss_weight else {}),
         }
+
+    def _find_block_length(self) -> int:
+        if self._block_schedule is None or not self.model.training:
+            return super()._find_block_length()
+        return self._block_schedule(self.state.global_step, self.state.max_steps)
 
     def _lay_out(
         self, noisy_ids: torch.Tensor, masked: torch.Tensor, labels: torch.Tensor, inputs: dict[str, Any]

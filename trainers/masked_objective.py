@@ -78,13 +78,18 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             `dict`: Arguments of `forward`.
         """
         predicted = {"labels": labels, "logits_to_keep": scored}
-        if self.block_length:
+        block_length = self._find_block_length()
+        if block_length:
             clean_ids = torch.where(labels == -100, noisy_ids, labels)
             config = self.model.config
-            return lay_out_noisy_and_clean(config, noisy_ids, clean_ids, self.block_length, **inputs) | predicted
+            return lay_out_noisy_and_clean(config, noisy_ids, clean_ids, block_length, **inputs) | predicted
         if "document_ids" in inputs:
             return lay_out_documents(noisy_ids, **inputs) | predicted
         return {"input_ids": noisy_ids, "block_length": 0, **inputs} | predicted
+
+    def _find_block_length(self) -> int:
+        """The blocks that the model sees now, 0 for none. A hook for objectives in which they change."""
+        return self.block_length
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hook for what must be the same for all micro-batches and processes of a step."""

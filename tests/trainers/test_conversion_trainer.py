@@ -78,6 +78,42 @@ def test_the_causal_loss_is_that_of_the_next_token(make, right_shift_logits):
     assert losses[1] - losses[0] == pytest.approx(0.3 * by_hand.item() / 32, rel=1e-4)
 
 
+def test_the_blocks_of_a_step_are_those_of_the_schedule(make):
+    """They grow from single tokens, stay away, and come back by halves; evaluations are in those of the end."""
+    settings = {"block_warmup_lengths": [1, 4], "block_warmup_steps": 2, "block_decay_steps": 0.4, "block_length": 4}
+    trainer = make(max_steps=5, **settings)
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda module, args, inputs: seen.append(inputs), with_kwargs=True)
+    trainer.train()
+    assert [inputs["block_length"] for inputs in seen] == [1, 4, 0, 8, 4]
+    assert [inputs["input_ids"].shape[1] for inputs in seen] == [32, 32, 16, 32, 32]
+    noisy, clean = trainer._lay_out(*[torch.zeros(1, 16, dtype=torch.long)] * 3, {})["input_ids"].chunk(2, dim=1)
+    assert noisy.shape == clean.shape
+    trainer.model.eval()
+    assert trainer._lay_out(*[torch.zeros(1, 16, dtype=torch.long)] * 3, {})["block_length"] == 4
+    # and the checkpoint says so
+    assert trainer.model.config.block_causal and trainer.model.generation_config.block_length == 4
+    assert trainer._describe_objective()["blocks"] == "1, 4 in the warm-up, then the whole row, 8, 4 at the end"
+    assert trainer.args.separate_documents and "document_ids" in trainer.data_collator([trainer.train_dataset[0]])
+
+
+def test_blocks_of_one_token_are_a_causal_model(make):
+    """Where the warm-up begins: what is under a mask is predicted from the tokens before it, and no other."""
+    trainer = make(max_steps=1, block_warmup_steps=1)
+    trainer.state.max_steps = 1
+    ids = torch.arange(16).unsqueeze(0) + 97
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    masked = torch.full_like(ids, trainer.mask_token_id)
+    with torch.no_grad():
+        found = trainer.model(**trainer._lay_out(masked, everything, ids, {}), token_losses=True).token_losses[0]
+        for place in range(16):
+            text = torch.cat([ids[:, :place], masked[:, :1]], dim=1)
+            lower = torch.ones(1, place + 1, place + 1, dtype=torch.bool).tril()
+            logits = trainer.model(text, attention_mask=lower).logits[:, -1]
+            loss = torch.nn.functional.cross_entropy(logits, ids[:, place])
+            assert found[place].item() == pytest.approx(loss.item(), abs=1e-5)
+
+
 def test_it_trains_and_stops_when_the_time_is_over(make, make_args, tiny_tokenizer, pairs):
     trainer = make([TimeLimit(minutes=0)], attention_annealing_steps=2, causal_loss_weight=0.3, max_steps=50)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
@@ -97,9 +133,15 @@ def test_it_trains_and_stops_when_the_time_is_over(make, make_args, tiny_tokeniz
     [
         ({"attention_annealing_steps": -1}, "is no number of steps"),
         ({"causal_loss_weight": -0.3}, "is no weight"),
+        ({"block_warmup_steps": 2, "attention_annealing_steps": 2}, "both say what is seen; leave one of them out"),
     ],
-    ids=["annealing", "weight"],
+    ids=["annealing", "weight", "both"],
 )
 def test_settings_that_mean_nothing_are_refused(make_args, settings, message):
     with pytest.raises(ValueError, match=message):
         make_args(LLaDAConversionConfig, **settings)
+
+
+def test_blocks_and_a_shift_are_refused(make):
+    with pytest.raises(ValueError, match="Leave out `block_warmup_steps` and `block_decay_steps`, or convert without"):
+        make(right_shift_logits=True, block_warmup_steps=2)
