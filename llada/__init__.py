@@ -17,6 +17,16 @@ if not (Path(__file__).parent / "modeling_llada").is_dir():
 
 from .generation.configuration_diffusion import DiffusionGenerationConfig
 from .modeling_llada.auto import register_with_transformers
+from .modeling_llada.classification_heads import (
+    ILLaDAForSequenceClassification,
+    ILLaDAForTokenClassification,
+    LLaDA2MoeForSequenceClassification,
+    LLaDA2MoeForTokenClassification,
+    LLaDAForSequenceClassification,
+    LLaDAForTokenClassification,
+    LLaDAMoEForSequenceClassification,
+    LLaDAMoEForTokenClassification,
+)
 from .modeling_llada.configuration_illada import ILLaDAConfig
 from .modeling_llada.configuration_llada import LLaDAConfig
 from .modeling_llada.configuration_llada2_moe import LLaDA2MoeConfig
@@ -56,8 +66,12 @@ __all__ = [
     "DiffusionGenerationConfig",
     "ILLaDAConfig",
     "ILLaDAForCausalLM",
+    "ILLaDAForSequenceClassification",
+    "ILLaDAForTokenClassification",
     "ILLaDAModel",
     "LLaDA2MoeConfig",
+    "LLaDA2MoeForSequenceClassification",
+    "LLaDA2MoeForTokenClassification",
     "LLaDA2MoeModel",
     "LLaDA2MoeModelLM",
     "LLaDAConfig",
@@ -65,7 +79,11 @@ __all__ = [
     "LLaDADPOTrainer",
     "LLaDADistillConfig",
     "LLaDADistillTrainer",
+    "LLaDAForSequenceClassification",
+    "LLaDAForTokenClassification",
     "LLaDAMoEConfig",
+    "LLaDAMoEForSequenceClassification",
+    "LLaDAMoEForTokenClassification",
     "LLaDAMoEModel",
     "LLaDAMoEModelLM",
     "LLaDAModel",

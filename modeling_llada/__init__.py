@@ -1,6 +1,16 @@
 """The mask predictor: configurations, models, checkpoint layouts, adapters and the forward process."""
 
 from .adapters import LORA_TARGET_MODULES, lora_target_modules, translate_adapter_config
+from .classification_heads import (
+    ILLaDAForSequenceClassification,
+    ILLaDAForTokenClassification,
+    LLaDA2MoeForSequenceClassification,
+    LLaDA2MoeForTokenClassification,
+    LLaDAForSequenceClassification,
+    LLaDAForTokenClassification,
+    LLaDAMoEForSequenceClassification,
+    LLaDAMoEForTokenClassification,
+)
 from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
@@ -22,12 +32,20 @@ __all__ = [
     "LORA_TARGET_MODULES",
     "ILLaDAConfig",
     "ILLaDAForCausalLM",
+    "ILLaDAForSequenceClassification",
+    "ILLaDAForTokenClassification",
     "ILLaDAModel",
     "LLaDA2MoeConfig",
+    "LLaDA2MoeForSequenceClassification",
+    "LLaDA2MoeForTokenClassification",
     "LLaDA2MoeModel",
     "LLaDA2MoeModelLM",
     "LLaDAConfig",
+    "LLaDAForSequenceClassification",
+    "LLaDAForTokenClassification",
     "LLaDAMoEConfig",
+    "LLaDAMoEForSequenceClassification",
+    "LLaDAMoEForTokenClassification",
     "LLaDAMoEModel",
     "LLaDAMoEModelLM",
     "LLaDAModel",

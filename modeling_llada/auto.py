@@ -1,8 +1,26 @@
 """What makes transformers know the models and checkpoints of this package."""
 
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .checkpoint_layouts import register_checkpoint_layouts
+from .classification_heads import (
+    ILLaDAForSequenceClassification,
+    ILLaDAForTokenClassification,
+    LLaDA2MoeForSequenceClassification,
+    LLaDA2MoeForTokenClassification,
+    LLaDAForSequenceClassification,
+    LLaDAForTokenClassification,
+    LLaDAMoEForSequenceClassification,
+    LLaDAMoEForTokenClassification,
+)
 from .configuration_illada import ILLaDAConfig
 from .configuration_llada import LLaDAConfig
 from .configuration_llada2_moe import LLaDA2MoeConfig
@@ -18,13 +36,22 @@ MODELS = {
     LLaDAMoEConfig: LLaDAMoEModelLM,
 }
 
+# the first classifies texts, the second tokens
+CLASSIFIERS = {
+    ILLaDAConfig: (ILLaDAForSequenceClassification, ILLaDAForTokenClassification),
+    LLaDA2MoeConfig: (LLaDA2MoeForSequenceClassification, LLaDA2MoeForTokenClassification),
+    LLaDAConfig: (LLaDAForSequenceClassification, LLaDAForTokenClassification),
+    LLaDAMoEConfig: (LLaDAMoEForSequenceClassification, LLaDAMoEForTokenClassification),
+}
+
 
 def register_with_transformers() -> None:
     """
     Register every config and model with `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForCausalLM`,
-    the tensor names of published checkpoints, and what `pipeline("feature-extraction")` returns of these models.
+    their classifiers with `AutoModelForSequenceClassification` and `AutoModelForTokenClassification`, the tensor names
+    of published checkpoints, and what `pipeline("feature-extraction")` returns of these models.
 
-    All three model classes give the model with the head, as the `auto_map` of most published checkpoints does:
+    The first three model classes give the model with the head, as the `auto_map` of most published checkpoints does:
     existing scripts read `AutoModel.from_pretrained(...)(input_ids).logits`. Only the `auto_map` of LLaDA2 names the
     backbone for `AutoModel`; here that is [`LLaDA2MoeModel`], or `model.model`. A registered class goes before the
     code a checkpoint carries, with and without `trust_remote_code=True`.
@@ -37,6 +64,9 @@ def register_with_transformers() -> None:
             CONFIG_MAPPING.register(model_type, config_class, exist_ok=True)
         for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
             auto_class.register(config_class, model_class, exist_ok=True)
+        for_texts, for_tokens = CLASSIFIERS[config_class]
+        AutoModelForSequenceClassification.register(config_class, for_texts, exist_ok=True)
+        AutoModelForTokenClassification.register(config_class, for_tokens, exist_ok=True)
 
 
-__all__ = ["MODELS", "register_with_transformers"]
+__all__ = ["CLASSIFIERS", "MODELS", "register_with_transformers"]

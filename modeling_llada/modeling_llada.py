@@ -40,6 +40,7 @@ from .forward_checks import refuse_packed_documents, refuse_unknown_arguments, w
 from .kept_positions import apply_head, take_positions, take_queries
 from .log_likelihood import LogLikelihoodMixin
 from .logit_shift import find_sources
+from .pooling import TextFeaturesMixin
 from .published_checkpoints import PublishedCheckpointsMixin
 from .quantisation import keep_modules_exact
 from .router_losses import MoeMaskedLMOutput, router_aux_loss
@@ -331,7 +332,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
 
-class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixin):
+class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixin, TextFeaturesMixin):
     """
     The mask predictor: backbone and head. What `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForCausalLM` load.
 

@@ -28,15 +28,15 @@ def keep_modules_exact(model: "PreTrainedModel", settings: Any) -> None:
             The settings of the back-end. They are completed in place.
     """
     values = settings if isinstance(settings, dict) else vars(settings)
-    head = model.get_output_embeddings()
+    children = [] if model.base_model is model else model.named_children()
+    heads = [name for name, _ in children if name != model.base_model_prefix]
     for field in _SKIP_FIELDS:
         # where nothing is named, transformers leaves out the head
         if values.get(field) is None:
             continue
         given = list(values[field])
-        names = [name for name, module in model.named_modules() if head is not None and module is head]
         published = published_module_names(model)
-        names += [name for name in published if not should_convert_module(published[name], given)]
+        names = heads + [name for name in published if not should_convert_module(published[name], given)]
         # whole names, which the back-ends that ask with the name of a weight understand, too
         values[field] = given + [re.escape(name) for name in names]
 

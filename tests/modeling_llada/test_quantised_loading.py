@@ -6,7 +6,7 @@ from golden import load_golden
 from transformers import AutoModelForMaskedLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from llada import LLaDAModelLM
+from llada import LLaDAForTokenClassification, LLaDAModelLM
 from llada.modeling_llada.quantisation import keep_modules_exact
 
 
@@ -97,6 +97,13 @@ def test_every_back_end_reads_the_completed_list(exact):
         names = [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
         assert not should_convert_module("lm_head", left_out)
         assert [should_convert_module(name, left_out) for name in names] == [layer not in found for layer in layers]
+
+
+def test_heads_of_classifiers_stay_as_they_are(exact):
+    settings = {"quant_method": "quanto", "modules_to_not_convert": ["attn_out"]}
+    keep_modules_exact(LLaDAForTokenClassification(exact.config), settings)
+    assert not should_convert_module("score", settings["modules_to_not_convert"])
+    assert should_convert_module("model.layers.0.self_attn.q_proj", settings["modules_to_not_convert"])
 
 
 @pytest.mark.parametrize("offloaded", [False, True], ids=["one place", "layers on disk"])
