@@ -3,6 +3,7 @@
 import pytest
 from chat_templates import DLLM_TEMPLATE, ILLADA_TEMPLATE, LING_TEMPLATE, PUBLISHED_CHAT_TEMPLATE
 from datasets import Dataset
+from demo_checkpoint import DEMO_FOLDER
 
 from llada.trainers.data.answer_spans import ChatRenderer
 
@@ -132,6 +133,24 @@ def test_a_prompt_that_ends_differently_is_told(tiny_tokenizer, caplog):
     ids, trained = ChatRenderer(tiny_tokenizer).encode(_turns("q", "one"))
     assert _parts(tiny_tokenizer, ids, trained) == ["one;"]
     assert "ends a prompt with '<think>'" in caplog.text
+
+
+def test_a_marked_template_may_leave_out_earlier_turns(make_trainer, tiny_tokenizer):
+    """That of the demo, whose model knows one question at a time."""
+    template = (DEMO_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    tiny_tokenizer.chat_template = template
+    renderer = ChatRenderer(tiny_tokenizer)
+    for kind in ("single", "multi"):
+        ids, trained = renderer.encode(CONVERSATIONS[kind])
+        question, answer = (message["content"] for message in CONVERSATIONS[kind][-2:])
+        assert tiny_tokenizer.decode(ids) == f"{tiny_tokenizer.bos_token}{question}\n{answer}<|endoftext|>"
+        assert _parts(tiny_tokenizer, ids, trained) == [f"{answer}<|endoftext|>"]
+    trainer = make_trainer(train_dataset=Dataset.from_dict({"messages": [CONVERSATIONS["single"]]}), max_steps=1)
+    assert trainer.train().global_step == 1
+    # without the marks nobody could tell
+    tiny_tokenizer.chat_template = template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    with pytest.raises(ValueError, match="renders an answer in another way when the conversation goes on. Set"):
+        ChatRenderer(tiny_tokenizer)
 
 
 def test_turns_that_change_when_the_conversation_goes_on_are_refused(tiny_tokenizer):

@@ -166,13 +166,16 @@ class ChatRenderer:
             return ""
         # of a conversation without messages it renders nothing else
         (header,) = self._render([[]])
-        if not header or not answered.endswith(header):
-            raise ValueError(
-                "The chat template of the tokenizer renders an answer in another way when the conversation goes on. "
-                "Set `tokenizer.chat_template` to one that ends with the header of an answer only if "
-                "`add_generation_prompt` is true, or that has `{% generation %}` around the answers."
-            )
-        return header
+        if header and answered.endswith(header):
+            return header
+        if self.is_marked:
+            # answers are found by their marks, whatever becomes of earlier turns
+            return ""
+        raise ValueError(
+            "The chat template of the tokenizer renders an answer in another way when the conversation goes on. Set "
+            "`tokenizer.chat_template` to one that ends with the header of an answer only if `add_generation_prompt` "
+            "is true, or that has `{% generation %}` around the answers."
+        )
 
 
 def _common_prefix(one: str, other: str) -> str:
