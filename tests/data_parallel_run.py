@@ -67,12 +67,13 @@ def make_trainer(folder: Path, per_device_train_batch_size: int, **settings) -> 
 def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> None:
     """One step for every normalisation without noise, an evaluation, and one step for every way to draw ratios."""
     results = {}
-    for normalization in ("sequence", "token", "batch"):
+    for normalization in ("sequence", "token", "batch", "masked"):
         trainer = make_trainer(
             folder,
             per_device_train_batch_size,
             gradient_accumulation_steps=accumulation,
             loss_normalization=normalization,
+            loss_weighting="uniform" if normalization == "masked" else "elbo",
         )
         trainer.forward_process = mask_by_content(trainer.forward_process)
         trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)

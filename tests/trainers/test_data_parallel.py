@@ -39,7 +39,7 @@ def _results(folder, rank=0):
     return json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("normalization", ["sequence", "token", "batch"])
+@pytest.mark.parametrize("normalization", ["sequence", "token", "batch", "masked"])
 def test_the_gradient_is_that_of_one_large_batch(runs, normalization):
     two, one = runs
     expected = torch.load(one / f"{normalization}.pt")
@@ -49,7 +49,7 @@ def test_the_gradient_is_that_of_one_large_batch(runs, normalization):
         torch.testing.assert_close(parameter, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("normalization", ["sequence", "token", "batch"])
+@pytest.mark.parametrize("normalization", ["sequence", "token", "batch", "masked"])
 def test_the_log_is_that_of_one_large_batch(runs, normalization):
     logged, expected = (_results(folder)[normalization] for folder in runs)
     for name in ("loss", "content_ce", "content_accuracy", "eos_ce", "mask_ratio", "num_tokens"):
