@@ -3,9 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
 from training_probes import mask_every_other
+from transformers import AutoModelForMaskedLM, Qwen2Config, Qwen2ForCausalLM
 
-from llada import LLaDASFTConfig, LLaDASFTTrainer
+from llada import LLaDASFTConfig, LLaDASFTTrainer, from_causal
 from llada.trainers.conversion_config import LLaDAConversionConfig
 from llada.trainers.conversion_trainer import LLaDAConversionTrainer, TimeLimit, anneal_attention
 
@@ -145,3 +148,51 @@ def test_settings_that_mean_nothing_are_refused(make_args, settings, message):
 def test_blocks_and_a_shift_are_refused(make):
     with pytest.raises(ValueError, match="Leave out `block_warmup_steps` and `block_decay_steps`, or convert without"):
         make(right_shift_logits=True, block_warmup_steps=2)
+
+
+@pytest.mark.parametrize("right_shift_logits", [False, True], ids=["in place", "shifted"])
+def test_an_adapter_learns_on_what_was_converted(make_args, tiny_tokenizer, tmp_path, right_shift_logits):
+    """Biases, a tied head and a row for a new mask token included; merged, it is a checkpoint as any other."""
+    torch.manual_seed(0)
+    tiny_tokenizer.mask_token = None
+    config = Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=295, eos_token_id=299, pad_token_id=299,
+        initializer_range=0.2,
+    )  # fmt: skip
+    converted = from_causal(Qwen2ForCausalLM(config), tiny_tokenizer, "<|new|>", right_shift_logits)
+    assert converted.config.mask_token_id >= 302
+    converted.save_pretrained(tmp_path / "converted")
+    tiny_tokenizer.save_pretrained(tmp_path / "converted")
+
+    rows = Dataset.from_dict({"prompt": ["ab", "cd"] * 4, "completion": ["xyz", "uvw"] * 4})
+    trainer = LLaDASFTTrainer(
+        str(tmp_path / "converted"),
+        make_args(
+            max_steps=12, learning_rate=1e-2, recipe="stable", eos_fill_length=4, lr_scheduler_type="constant",
+            per_device_train_batch_size=8,
+        ),
+        train_dataset=rows,
+        peft_config=LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter")
+
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in names} == {f"{part}_proj" for part in "q k v o gate up down".split()}
+    base = AutoModelForMaskedLM.from_pretrained(tmp_path / "converted")
+    assert all(torch.equal(weight, base.state_dict()[name]) for name, weight in converted.state_dict().items())
+    merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    losses = [entry["content_ce"] for entry in trainer.state.log_history if "content_ce" in entry]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    prompts = tiny_tokenizer(["ab", "cd"], return_tensors="pt")
+    found = []
+    for folder in ("converted", "adapter", "merged"):
+        model = AutoModelForMaskedLM.from_pretrained(tmp_path / folder).eval()
+        assert model.config.right_shift_logits == right_shift_logits
+        with torch.no_grad():
+            found.append(model(**prompts).logits)
+        assert (model.generate(**prompts, max_new_tokens=4) != model.config.mask_token_id).all()
+    torch.testing.assert_close(found[1], found[2], atol=1e-4, rtol=1e-4)
+    assert (found[0] - found[2]).abs().max() > 0.1
