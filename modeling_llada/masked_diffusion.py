@@ -145,8 +145,10 @@ class MaskedBatch:
     Args:
         input_ids (`torch.LongTensor` of shape `(batch, length)`): Tokens, with the mask token where masked.
         masked (`torch.BoolTensor` of shape `(batch, length)`): Which tokens are masked.
-        weight (`torch.FloatTensor` of shape `(batch,)`): Weight of the cross entropy of the masked tokens of each row.
-        ratio (`torch.FloatTensor` of shape `(batch,)`): Mask probability, or the exact share that is masked.
+        weight (`torch.FloatTensor` of shape `(batch,)` or `(batch, length)`):
+            Weight of the cross entropy of the masked tokens of each row, or of each token.
+        ratio (`torch.FloatTensor` of shape `(batch,)` or `(batch, length)`):
+            Mask probability, or the exact share that is masked.
         scored (`torch.BoolTensor` of shape `(batch, length)`, *optional*, defaults to `masked`):
             What is predicted: the masked tokens and, where editing is trained, the visible ones. The latter have the
             weight 1.
@@ -175,7 +177,7 @@ class MaskedBatch:
         Returns:
             `torch.FloatTensor` of shape `(num_rows,)`: Sums over tokens, averaged over a row and its complement.
         """
-        weights = torch.where(self.masked, self.weight[:, None], 1)
+        weights = torch.where(self.masked, self.weight.view(len(self.weight), -1), 1)
         return (weights * losses).sum(dim=1).view(-1, num_rows).mean(dim=0)
 
     def count_scored(self, num_rows: int) -> torch.Tensor:

@@ -82,10 +82,13 @@ class LLaDAConversionTrainer(LLaDAPreTrainer):
             **({"causal loss": f"weight {args.causal_loss_weight}"} if args.causal_loss_weight else {}),
         }
 
-    def _find_block_length(self) -> int:
-        if self._block_schedule is None or not self.model.training:
-            return super()._find_block_length()
+    def _find_block_length(self, training: bool) -> int:
+        if self._block_schedule is None or not training:
+            return super()._find_block_length(training)
         return self._block_schedule(self.state.global_step, self.state.max_steps)
+
+    def _has_blocks(self) -> bool:
+        return super()._has_blocks() or self.args.block_schedule() is not None
 
     def _lay_out(
         self, noisy_ids: torch.Tensor, masked: torch.Tensor, labels: torch.Tensor, inputs: dict[str, Any]

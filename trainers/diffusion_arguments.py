@@ -147,6 +147,9 @@ class MaskedDiffusionArguments(DiffusionArguments):
             elsewhere. Any other length also makes the model write so: `config.block_causal` and
             `generation_config.block_length` are set and saved. 0: no blocks, everything is seen, as in the first
             phases of training LLaDA2.
+        mask_ratio_per_block (`bool`, *optional*, defaults to `False`):
+            Whether every block has a mask ratio of its own, as BD3LM (arXiv 2503.09573) trains, and not every row. The
+            loss has the same mean, and less noise where a row has many blocks. Blocks are those of block diffusion.
         freeze_routers (`bool`, *optional*, defaults to `False`):
             Whether the routers of a model with experts keep their weights, as in fine-tuning LLaDA2: a few rows do
             not change which experts a token sees.
@@ -210,6 +213,10 @@ class MaskedDiffusionArguments(DiffusionArguments):
             "help": "Length of the blocks of block diffusion. If not given: that of generation, where attention is "
             "block-causal (LLaDA2). 0: no blocks."
         },
+    )
+    mask_ratio_per_block: bool = field(
+        default=False,
+        metadata={"help": "Whether every block of block diffusion has a mask ratio of its own, and not every row."},
     )
     freeze_routers: bool = field(
         default=False, metadata={"help": "Whether the routers of a model with experts keep their weights."}

@@ -1,11 +1,13 @@
 """The objective of pre-training and fine-tuning: the bound on the likelihood, its noise, its metrics."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..modeling_llada.block_ratios import mask_by_block
 from ..modeling_llada.likelihood_bound import content_keys, likelihood_bound
 from ..modeling_llada.masked_diffusion import MaskedBatch, noise_generator, reduce_loss
 from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
@@ -26,8 +28,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
     - **The loss** is divided by what the whole accumulated batch of all processes holds: gradients are those of one
       large batch, also if its last part is smaller.
     - **Attention** is that of generation. A block-causal model (LLaDA2) sees the block that it fills in, and clean
-      blocks before it: block diffusion, its published objective. Noise is drawn per row, as published, and
-      the loss bounds the likelihood of the text written block by block.
+      blocks before it: block diffusion, its published objective. Noise is drawn per row, as published, or per block
+      (`mask_ratio_per_block`), and the loss bounds the likelihood of the text written block by block.
     - **Evaluation** gives the bound on the negative log-likelihood, the same in every call and for every batch size.
     """
 
@@ -40,6 +42,11 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         self.block_length = find_block_length(self.model, self.args.block_length)
         if self.args.block_length:
             write_in_blocks(self.model, self.args.block_length)
+        if self.args.mask_ratio_per_block and not self._has_blocks():
+            raise ValueError(
+                "`mask_ratio_per_block=True`, but the model is not trained in blocks. Write their `block_length`, "
+                "such as 32, or leave it out."
+            )
         if self.args.freeze_routers:
             freeze_routers(self.model)
         self.forward_process = self.args.forward_process(self.mask_token_id, self.model.config.vocab_size)
@@ -53,7 +60,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         args = self.args
         return {
             "objective": "block diffusion" if self.block_length else "masked diffusion",
-            "mask ratio": f"{args.mask_schedule}, {args.min_mask_ratio} to {args.max_mask_ratio}",
+            "mask ratio": f"{args.mask_schedule}, {args.min_mask_ratio} to {args.max_mask_ratio}"
+            + (", of each block" if args.mask_ratio_per_block else ""),
             "masks": f"{args.mask_sampling}{', complementary' if args.complementary_masks else ''}",
             "loss": f"{args.loss_weighting} weight, mean per {args.loss_normalization}",
             **({} if args.edit_ratio is None else {"editing": f"{args.edit_ratio} of the visible tokens are wrong"}),
@@ -78,7 +86,7 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             `dict`: Arguments of `forward`.
         """
         predicted = {"labels": labels, "logits_to_keep": scored}
-        block_length = self._find_block_length()
+        block_length = self._find_block_length(self.model.training)
         if block_length:
             clean_ids = torch.where(labels == -100, noisy_ids, labels)
             config = self.model.config
@@ -87,9 +95,13 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             return lay_out_documents(noisy_ids, **inputs) | predicted
         return {"input_ids": noisy_ids, "block_length": 0, **inputs} | predicted
 
-    def _find_block_length(self) -> int:
-        """The blocks that the model sees now, 0 for none. A hook for objectives in which they change."""
+    def _find_block_length(self, training: bool) -> int:
+        """The blocks of a step or of an evaluation, 0 for none. A hook for objectives in which they change."""
         return self.block_length
+
+    def _has_blocks(self) -> bool:
+        """Whether there are blocks in any step."""
+        return self.block_length > 0
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hook for what must be the same for all micro-batches and processes of a step."""
@@ -123,7 +135,11 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         input_ids, labels = inputs["input_ids"], inputs["labels"]
         rank, num_ranks = self._data_parallel
         key = (self.args.seed, "train", self.state.global_step)
-        batch = self.forward_process(
+        mask, block_length = self.forward_process, self._find_block_length(training=True)
+        if self.args.mask_ratio_per_block and block_length:
+            seen = {name: inputs.get(name) for name in ("attention_mask", "document_ids")}
+            mask = partial(mask_by_block, self.forward_process, block_length, **seen)
+        batch = mask(
             input_ids,
             labels != -100,
             noise_generator(*key, self._micro_step, rank),
@@ -206,9 +222,14 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         """Adds what is logged of a micro-batch to the sums of the step."""
         assert output.token_losses is not None and output.correct is not None, "asked for"
         losses, correct, masked = output.token_losses.detach(), output.correct, batch.masked
-        rows = score_rows(losses * masked, correct & masked, masked, labels == self._eos_token_id)
+        # a row has one ratio, or every token has that of its block
+        shape = masked.shape if batch.ratio.ndim == 1 else (-1, 1)
+        parts = losses * masked, correct & masked, masked, labels == self._eos_token_id
+        rows = score_rows(*(part.reshape(shape) for part in parts))
         visible = torch.ones_like(masked) if attention_mask is None else attention_mask
-        sums = TrainingSums.of_batch(rows, batch.ratio, labels != -100, visible, getattr(output, "aux_loss", None))
+        sums = TrainingSums.of_batch(
+            rows, batch.ratio.flatten(), labels != -100, visible, getattr(output, "aux_loss", None)
+        )
         if batch.scored is not masked:
             shown = batch.scored & ~masked
             sums.add_edits(losses, correct, shown & (batch.input_ids != labels), shown & (batch.input_ids == labels))

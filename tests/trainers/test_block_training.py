@@ -201,6 +201,68 @@ class TestWhatIsLearned:
             assert "block_causal" not in model.config.to_dict()
 
 
+class TestRatiosOfBlocks:
+    SETTINGS = {"mask_sampling": "exact", "ratio_sampling": "stratified", "mask_ratio_per_block": True}
+
+    def test_every_block_has_its_own(self, make_llada2, make_trainer, make_args):
+        """Strata span the blocks of the whole step: 2 micro-batches of 2 rows of 3 blocks, the last of 2 tokens."""
+        ids = torch.randint(0, 290, (4, 10))
+        rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
+        args = make_args(
+            max_steps=1, gradient_accumulation_steps=2, per_device_train_batch_size=2, min_eos=0, eos_fill="none",
+            max_length=10, **self.SETTINGS,
+        )  # fmt: skip
+        trainer = make_trainer(make_llada2(), rows, args=args)
+        drawn = []
+        process = trainer.forward_process
+
+        def record(*arguments, **keywords):
+            drawn.append((process(*arguments, **keywords), keywords))
+            return drawn[-1][0]
+
+        trainer.forward_process = record
+        seen = record_inputs(trainer.model)
+        trainer.train()
+        assert [(batch.masked.shape, keywords["offset"], keywords["total"]) for batch, keywords in drawn] == [
+            ((6, BLOCK), 0, 12),
+            ((6, BLOCK), 6, 12),
+        ]
+        for (batch, _), inputs in zip(drawn, seen, strict=True):
+            masked = batch.masked.view(2, 12)[:, :10]
+            assert torch.equal(inputs["logits_to_keep"], masked)
+            assert (inputs["input_ids"][:, :10] == MASK).equal(masked)
+        # of each third of the time, as many
+        ratios = torch.cat([batch.ratio.view(2, 3)[:, :2] for batch, _ in drawn]).flatten()
+        assert len(ratios.unique()) > 2
+        logged = trainer.state.log_history[0]
+        assert {f"ce_q{number}" for number in (1, 2, 3, 4)} & logged.keys()
+        assert logged["mask_ratio"] == pytest.approx(
+            sum(batch.masked.sum().item() for batch, _ in drawn) / 40, abs=1e-6
+        )
+        assert trainer._describe_objective()["mask ratio"] == "linear, 0.0 to 1.0, of each block"
+
+    def test_the_loss_is_that_of_its_weights(self, make_llada2, make_trainer, rows):
+        trainer = make_trainer(make_llada2(), rows, **self.SETTINGS)
+        batch = trainer.data_collator([rows[0], rows[3]])
+        noisy = trainer._add_noise(batch)
+        assert noisy.weight.shape == batch["labels"].shape and len(noisy.weight[noisy.masked].unique()) > 1
+        trainer._micro_step = 0
+        with torch.no_grad():
+            losses = torch.zeros_like(noisy.weight)
+            for start in range(0, losses.shape[1], BLOCK):
+                part = block_losses(trainer.model, batch["input_ids"], noisy.input_ids, start, BLOCK)
+                losses[:, start : start + BLOCK] = part
+            found = trainer.compute_loss(trainer.model, batch)
+        lengths = (batch["labels"] != -100).sum(1)
+        expected = ((noisy.weight * losses * noisy.masked).sum(1) / lengths).mean()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    def test_without_blocks_it_is_refused(self, make_model, make_trainer, rows):
+        with pytest.raises(ValueError, match="the model is not trained in blocks. Write their `block_length`"):
+            make_trainer(make_model(), rows, mask_ratio_per_block=True)
+        make_trainer(make_model(), rows, mask_ratio_per_block=True, block_length=2)
+
+
 class TestPreTraining:
     FIRST = [[5, 6, 7, EOS], [8, 9, 10, EOS]]
 

@@ -100,6 +100,15 @@ def test_the_blocks_of_a_step_are_those_of_the_schedule(make):
     assert trainer.args.separate_documents and "document_ids" in trainer.data_collator([trainer.train_dataset[0]])
 
 
+def test_blocks_of_a_warm_up_may_have_ratios_of_their_own(make):
+    trainer = make(max_steps=2, block_warmup_steps=1, block_warmup_lengths=[4], mask_ratio_per_block=True)
+    drawn, process = [], trainer.forward_process
+    trainer.forward_process = lambda ids, *args, **kwargs: drawn.append(ids.shape) or process(ids, *args, **kwargs)
+    trainer.train()
+    # the rows of the second step are whole again
+    assert [tuple(shape) for shape in drawn] == [(drawn[1][0] * 4, 4), (drawn[1][0], 16)]
+
+
 def test_blocks_of_one_token_are_a_causal_model(make):
     """Where the warm-up begins: what is under a mask is predicted from the tokens before it, and no other."""
     trainer = make(max_steps=1, block_warmup_steps=1)
