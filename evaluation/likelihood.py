@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_llada.answer_scoring import MaskedTexts, guide
-from ..modeling_llada.log_likelihood import LogLikelihoodOutput
+from ..modeling_llada.answer_scoring import MaskedTexts
+from ..modeling_llada.log_likelihood import LogLikelihoodOutput, find_block_length
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -135,7 +135,6 @@ def reference_estimate(
     return float((scores.sum(dim=1) / mask_ratio.flatten().double().cpu()).mean())
 
 
-@torch.no_grad()
 def is_greedy(model: PreTrainedModel, prompt: torch.Tensor, answer: torch.Tensor, cfg_scale: float = 0.0) -> bool:
     """
     Whether the model would write this answer on a canvas of its length, one token per step, the surest first.
@@ -151,23 +150,74 @@ def is_greedy(model: PreTrainedModel, prompt: torch.Tensor, answer: torch.Tensor
     Returns:
         `bool`: Ends with the first token that is another one.
     """
-    mask_token_id = model.config.mask_token_id
-    canvas = torch.cat([prompt, torch.full_like(answer, mask_token_id)]).to(model.device)[None]
-    is_prompt = torch.arange(canvas.shape[1], device=canvas.device) < len(prompt)
-    answer = answer.to(model.device)
-    for _ in range(len(answer)):
-        masked = canvas == mask_token_id
-        logits = model(canvas, logits_to_keep=masked).logits.float()
-        if cfg_scale:
-            without = model(canvas.masked_fill(is_prompt, mask_token_id), logits_to_keep=masked).logits
-            logits = guide(logits, without, cfg_scale)
-        confidence, token = logits.softmax(dim=-1).max(dim=-1)
-        surest = confidence.argmax()
-        place = masked[0].nonzero()[surest, 0]
-        if token[surest] != answer[place - len(prompt)]:
-            return False
-        canvas[0, place] = token[surest]
-    return True
+    (found,) = are_greedy(model, [(torch.cat([prompt, answer]), len(prompt))], cfg_scale)
+    return found
 
 
-__all__ = ["encode_pair", "is_greedy", "log_likelihood", "reference_estimate"]
+@torch.no_grad()
+def are_greedy(
+    model: PreTrainedModel,
+    texts: Sequence[tuple[torch.Tensor, int]],
+    cfg_scale: float = 0.0,
+    block_length: int | None = None,
+    batch_size: int = 16,
+) -> list[bool]:
+    """
+    The same as [`is_greedy`] for many answers at once. Those that the model left are not asked about any more.
+
+    Args:
+        model ([`LLaDAModelLM`]):
+            The model.
+        texts (sequence of `(torch.LongTensor of shape (length,), int)`):
+            Ids of a prompt with its answer, and where the answer begins.
+        cfg_scale (`float`, *optional*, defaults to 0.0):
+            Strength of the guidance.
+        block_length (`int`, *optional*):
+            Of a block-causal model, as in [`LLaDAModelLM.log_likelihood`]: blocks are written one after the other.
+        batch_size (`int`, *optional*, defaults to 16):
+            Rows of a forward pass.
+
+    Returns:
+        `list[bool]`: One for each text.
+    """
+    block_length = find_block_length(model, block_length)
+    ids = [text.cpu() for text, _ in texts]
+    masked = [torch.arange(len(text)) >= start for text, start in texts]
+    found = [True] * len(texts)
+    going_on = [row for row, cells in enumerate(masked) if cells.any()]
+    while going_on:
+        still = []
+        for first in range(0, len(going_on), batch_size):
+            rows = going_on[first : first + batch_size]
+            asked = [_first_block(masked[row], block_length) for row in rows]
+            batch = MaskedTexts(
+                model,
+                [ids[row] for row in rows],
+                [masked[row] for row in rows],
+                asked,
+                [texts[row][1] for row in rows],
+                block_length,
+            )
+            best = batch.logits(cfg_scale).softmax(dim=-1).max(dim=-1)
+            counts = [int(cells.sum()) for cells in asked]
+            parts = zip(best.values.cpu().split(counts), best.indices.cpu().split(counts), strict=True)
+            for row, cells, (confidence, token) in zip(rows, asked, parts, strict=True):
+                surest = int(confidence.argmax())
+                place = int(cells.nonzero()[surest, 0])
+                found[row] = bool(token[surest] == ids[row][place])
+                masked[row][place] = False
+                if found[row] and masked[row].any():
+                    still.append(row)
+        going_on = still
+    return found
+
+
+def _first_block(masked: torch.Tensor, block_length: int) -> torch.Tensor:
+    """The masks of the first block that has any; all of a text without blocks."""
+    if not block_length:
+        return masked.clone()
+    block = torch.arange(len(masked)) // block_length
+    return masked & (block == block[masked][0])
+
+
+__all__ = ["are_greedy", "encode_pair", "is_greedy", "log_likelihood", "reference_estimate"]

@@ -106,9 +106,9 @@ class LogLikelihoodMixin:
         >>> best = answers[scores.log_likelihood.argmax()]
         ```
         """
-        num_draws = _check_settings(estimator, num_draws, cfg_scale, batch_size)
+        num_draws = check_estimator(estimator, num_draws, cfg_scale, batch_size)
         pairs = _read_pairs(self.config, prompt_ids, answer_ids)
-        block_length = _find_block_length(self, block_length)
+        block_length = find_block_length(self, block_length)
         plan = ESTIMATORS[estimator][0] if estimator in ESTIMATORS else left_to_right
         segments = []
         for number, (ids, start) in enumerate(pairs):
@@ -128,7 +128,20 @@ class LogLikelihoodMixin:
         return _collect(segments, len(pairs), num_rows)
 
 
-def _check_settings(estimator: str, num_draws: int | None, cfg_scale: float, batch_size: int) -> int:
+def check_estimator(estimator: str, num_draws: int | None, cfg_scale: float = 0.0, batch_size: int = 1) -> int:
+    """
+    Checks what needs no text to be checked.
+
+    Args:
+        estimator, num_draws, cfg_scale, batch_size:
+            As in [`LLaDAModelLM.log_likelihood`].
+
+    Returns:
+        `int`: The number of draws, 0 of an estimator that draws nothing.
+
+    Raises:
+        ValueError: If a setting is unknown, out of range, or does nothing.
+    """
     if estimator != CONFIDENCE and estimator not in ESTIMATORS:
         raise ValueError(f"`estimator={estimator!r}` is unknown; write one of {(*ESTIMATORS, CONFIDENCE)}.")
     default = 0 if estimator == CONFIDENCE else ESTIMATORS[estimator][1]
@@ -194,8 +207,22 @@ def _read_pairs(config: Any, prompt_ids: Any, answer_ids: Any) -> list[tuple[tor
     return pairs
 
 
-def _find_block_length(model: Any, block_length: int | None) -> int:
-    """Blocks of a block-causal model, 0 for others."""
+def find_block_length(model: Any, block_length: int | None) -> int:
+    """
+    The length of the blocks that a model scores one after the other.
+
+    Args:
+        model ([`LLaDAModelLM`]):
+            The model.
+        block_length (`int`, *optional*):
+            What was asked for. If not given, the length in generation.
+
+    Returns:
+        `int`: 0 for a model that attends to the whole answer.
+
+    Raises:
+        ValueError: If a length was given that is none, or the model has no blocks.
+    """
     config = model.config
     if not getattr(config, "block_causal", False):
         if block_length is not None:
@@ -235,4 +262,4 @@ def _collect(segments: list[Segment], num_pairs: int, num_rows: int) -> LogLikel
     )
 
 
-__all__ = ["LogLikelihoodMixin", "LogLikelihoodOutput"]
+__all__ = ["LogLikelihoodMixin", "LogLikelihoodOutput", "check_estimator", "find_block_length"]
