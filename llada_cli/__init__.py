@@ -27,13 +27,14 @@ COMMANDS = (
     "export",
     "generate",
     "infill",
+    "lm-eval",
     "merge",
     "pretrain",
     "score",
     "sft",
 )
-# their options are those of dataclasses, which the command reads itself
-_WITH_PARSER = ("distill", "dpo", "pretrain", "sft")
+# their options are those of dataclasses or of another program, and the command reads them itself
+_WITH_PARSER = ("distill", "dpo", "lm-eval", "pretrain", "sft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="llada", description="Masked diffusion language models of the LLaDA family.")
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    modules = {name: import_module(f".{name}", __name__) for name in COMMANDS}
+    modules = {name: import_module(f".{name.replace('-', '_')}", __name__) for name in COMMANDS}
     for name, module in modules.items():
         summary, _, details = str(module.__doc__).partition("\n")
         command = commands.add_parser(
