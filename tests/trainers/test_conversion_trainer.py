@@ -105,8 +105,8 @@ def test_blocks_of_a_warm_up_may_have_ratios_of_their_own(make):
     drawn, process = [], trainer.forward_process
     trainer.forward_process = lambda ids, *args, **kwargs: drawn.append(ids.shape) or process(ids, *args, **kwargs)
     trainer.train()
-    # the rows of the second step are whole again
-    assert [tuple(shape) for shape in drawn] == [(drawn[1][0] * 4, 4), (drawn[1][0], 16)]
+    # four rows of at least four blocks; in the second step they are whole again
+    assert drawn[0][0] >= 16 and drawn[0][1] == 4 and tuple(drawn[1]) == (4, 16)
 
 
 def test_blocks_of_one_token_are_a_causal_model(make):
