@@ -1,5 +1,7 @@
 """Several documents in a row that are not to see each other."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,4 +55,82 @@ def lay_out_documents(
     }
 
 
-__all__ = ["count_tokens_before", "lay_out_documents"]
+def best_fit(lengths: Sequence[int], capacity: int) -> tuple[list[int], list[int]]:
+    """
+    Puts documents into as few rows as best-fit decreasing finds: the longest first, each into the fullest row that has
+    room for it.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of each document, `capacity` at most.
+        capacity (`int`):
+            Tokens that a row has room for.
+
+    Returns:
+        `tuple` of `list[int]`: the row of each document, and where it starts there.
+    """
+    rows, starts = [0] * len(lengths), [0] * len(lengths)
+    used: list[int] = []
+    for document in sorted(range(len(lengths)), key=lambda document: -lengths[document]):
+        length = lengths[document]
+        roomy = [row for row, filled in enumerate(used) if filled + length <= capacity]
+        if not roomy:
+            used.append(0)
+            roomy = [len(used) - 1]
+        row = max(roomy, key=used.__getitem__)
+        rows[document], starts[document] = row, used[row]
+        used[row] += length
+    return rows, starts
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """
+    Rows of a padded batch, several in one, and the way back.
+
+    Args:
+        places (`torch.LongTensor` of shape `(batch, length)`):
+            Where each token is in the flattened packed rows. Padding is one place after all of them.
+        num_rows, length (`int`):
+            Of the packed rows.
+    """
+
+    places: torch.Tensor
+    num_rows: int
+    length: int
+
+    def pack(self, values: torch.Tensor, rest: int) -> torch.Tensor:
+        """Values of shape `(batch, length)` as `(num_rows, length)`, `rest` where nothing is."""
+        packed = values.new_full((self.num_rows * self.length + 1,), rest)
+        return packed.scatter_(0, self.places.flatten(), values.flatten())[:-1].view(self.num_rows, self.length)
+
+    def unpack(self, values: torch.Tensor) -> torch.Tensor:
+        """The way back, 0 for padding."""
+        return nn.functional.pad(values.flatten(), (0, 1))[self.places]
+
+
+def pack_rows(attention_mask: torch.Tensor) -> PackedRows | None:
+    """
+    Packs the rows of a batch into fewer that are as long as the longest of them, so that nothing grows but what was
+    padding. Waits for the device, to read the lengths.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(batch, length)`):
+            0 for padding, on either side.
+
+    Returns:
+        [`PackedRows`], or `None` if they are no fewer.
+    """
+    is_token = attention_mask.bool()
+    lengths = is_token.sum(dim=1).tolist()
+    length = max(lengths)
+    rows, starts = best_fit(lengths, length)
+    num_rows = max(rows) + 1
+    if num_rows == len(lengths):
+        return None
+    first = torch.tensor([row * length + start for row, start in zip(rows, starts, strict=True)])
+    places = first.to(is_token.device).unsqueeze(1) + count_tokens_before(is_token)
+    return PackedRows(places.masked_fill(~is_token, num_rows * length), num_rows, length)
+
+
+__all__ = ["PackedRows", "best_fit", "count_tokens_before", "lay_out_documents", "pack_rows"]

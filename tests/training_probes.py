@@ -6,7 +6,7 @@ from llada.modeling_llada.likelihood_bound import content_keys
 from llada.modeling_llada.masked_diffusion import ForwardProcess, MaskedBatch, noise_generator
 
 
-__all__ = ["NoiseRecorder", "mask_by_content", "mask_every_other", "parameters_of"]
+__all__ = ["NoiseRecorder", "mask_by_content", "mask_every_other", "parameters_of", "record_inputs"]
 
 MASK = 300
 
@@ -14,6 +14,13 @@ MASK = 300
 def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the parameters."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def record_inputs(model: torch.nn.Module) -> list[dict]:
+    """What the model is given from now on."""
+    seen = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    return seen
 
 
 def mask_every_other(input_ids: torch.Tensor, maskable: torch.Tensor, *args, **kwargs) -> MaskedBatch:

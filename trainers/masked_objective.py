@@ -11,7 +11,7 @@ from ..modeling_llada.block_ratios import mask_by_block
 from ..modeling_llada.likelihood_bound import content_keys, likelihood_bound
 from ..modeling_llada.masked_diffusion import MaskedBatch, noise_generator, reduce_loss
 from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
-from ..modeling_llada.packed_documents import lay_out_documents
+from ..modeling_llada.packed_documents import lay_out_documents, pack_rows
 from ..modeling_llada.token_losses import TokenLossOutput
 from .diffusion_arguments import MaskedDiffusionArguments
 from .diffusion_trainer import DiffusionTrainerMixin, find_block_length, freeze_routers, write_in_blocks
@@ -102,6 +102,37 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
     def _has_blocks(self) -> bool:
         """Whether there are blocks in any step."""
         return self.block_length > 0
+
+    def _packs_rows(self, training: bool) -> bool:
+        """Whether several rows of a batch are shown to the model as one, none of which sees another. A hook."""
+        return False
+
+    def _predict(
+        self,
+        model: torch.nn.Module,
+        noisy_ids: torch.Tensor,
+        scored: torch.Tensor,
+        labels: torch.Tensor,
+        inputs: dict[str, Any],
+        **options: Any,
+    ) -> TokenLossOutput:
+        """What the model, possibly wrapped, says of a noisy batch. Arguments as in `_lay_out`, and of `forward`."""
+        packed = None
+        if "attention_mask" in inputs and self._packs_rows(self.model.training):
+            packed = pack_rows(inputs["attention_mask"])
+        if packed is None:
+            return model(**self._lay_out(noisy_ids, scored, labels, inputs), token_losses=True, **options)
+        rows = torch.arange(len(labels), device=labels.device).unsqueeze(1).expand_as(labels)
+        if (documents := inputs.get("document_ids")) is not None:
+            # there are no more of them in a row than tokens
+            rows = rows * labels.shape[1] + documents
+        inputs = {name: packed.pack(value, 0) for name, value in {**inputs, "document_ids": rows}.items()}
+        noisy_ids, scored, labels = packed.pack(noisy_ids, 0), packed.pack(scored, 0), packed.pack(labels, -100)
+        output = model(**self._lay_out(noisy_ids, scored, labels, inputs), token_losses=True, **options)
+        for name in ("token_losses", "correct", "entropies"):
+            if (values := getattr(output, name)) is not None:
+                setattr(output, name, packed.unpack(values))
+        return output
 
     def _adapt_batches(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Hook for what must be the same for all micro-batches and processes of a step."""
@@ -194,11 +225,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             inputs = {name: torch.cat([value] * copies) for name, value in inputs.items()}
 
         weight = self.args.confidence_weight
-        output = model(
-            **self._lay_out(batch.input_ids, batch.scored, labels, inputs),
-            token_losses=True,
-            entropy_temperature=self.args.confidence_temperature if weight else None,
-        )
+        temperature = self.args.confidence_temperature if weight else None
+        output = self._predict(model, batch.input_ids, batch.scored, labels, inputs, entropy_temperature=temperature)
         aux_loss = getattr(output, "aux_loss", None)
         row_losses = batch.sum_losses(output.token_losses, num_rows)
         if weight:
@@ -273,7 +301,7 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
 
         def score(noisy_ids: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
             nonlocal sums
-            output = model(**self._lay_out(noisy_ids, masked, labels, inputs), token_losses=True)
+            output = self._predict(model, noisy_ids, masked, labels, inputs)
             sums = sums + score_rows(output.token_losses, output.correct, masked, eos)
             return output.token_losses
 

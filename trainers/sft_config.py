@@ -66,6 +66,13 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
             Which answers of a conversation are trained on. `"last"`: the last one. `"sample"`: one that is drawn anew
             in every epoch; what follows it is cut off. This is how the authors of LLaDA train. `"all"`: all at once,
             so that an answer is predicted while later questions are visible, which generation never does.
+        packing (`bool`, *optional*, defaults to `False`):
+            Whether rows of a batch are shown to the model as fewer rows, as long as the longest, that hold several.
+            They do not see each other, and positions count from 0 in each, so that the loss is what it is without. A
+            batch has as many rows of the dataset as before. Not together with `eos_fill="longest"`, after which
+            nothing is left to pack.
+        eval_packing (`bool`, *optional*):
+            The same for evaluations. If not given: as `packing`.
         assistant_only_loss (`bool`, *optional*):
             Whether only answers are trained on. If not given: yes for `messages`, where anything else would mask the
             questions too; in `prompt` and `completion` data the completion is trained on anyway.
@@ -140,6 +147,10 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
             "choices": ["last", "sample", "all"],
         },
     )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Whether rows of a batch are packed into fewer, in which they do not see each other."},
+    )
     assistant_only_loss: bool | None = field(
         default=None,
         metadata={"help": "Whether only answers are trained on. If not given: yes for `messages`."},
@@ -155,14 +166,21 @@ class LLaDASFTConfig(MaskedDiffusionArguments, SFTConfig):
         for name, value in recipe.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        refused = {
-            "packing": "attention reaches over the documents of a packed row. Write `packing=False`",
-            "eval_packing": "attention reaches over the documents of a packed row. Write `eval_packing=False`",
-            "padding_free": "attention reaches over the documents of a flattened batch. Write `padding_free=False`",
-        }
-        for name, reason in refused.items():
-            if getattr(self, name):
-                raise ValueError(f"`{name}=True` is not supported: {reason}.")
+        if self.padding_free:
+            raise ValueError(
+                "`padding_free=True` is not supported: attention reaches over the documents of a flattened batch. "
+                "Write `padding_free=False`, and `packing=True` for less padding."
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(
+                f"`packing_strategy={self.packing_strategy!r}` cuts rows, and an answer without its prompt is not "
+                "learned from. Write `packing_strategy='bfd'`; `max_length` is what rows are cut to."
+            )
+        if self.packing and self.eos_fill == "longest":
+            raise ValueError(
+                "`packing=True` has nothing to pack where every row is filled to the longest. Write "
+                "`eos_fill='multiple'` with an `eos_fill_length`, such as 32, or `eos_fill='none'`."
+            )
         if self.truncation_mode != "keep_start":
             raise ValueError(
                 f"`truncation_mode={self.truncation_mode!r}` is not supported: it would cut off the prompt and leave "

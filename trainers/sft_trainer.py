@@ -152,6 +152,8 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
             first_row(train_dataset, "train")
         # the base wants marked answers and looks at the training set only, see `tokenize_rows`
         self._assistant_only_loss, args.assistant_only_loss = args.assistant_only_loss, None
+        # and packs datasets, for attention that knows where documents end
+        packing, args.packing = args.packing, False
         try:
             super().__init__(
                 model=model,
@@ -164,7 +166,7 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                 **kwargs,
             )
         finally:
-            args.assistant_only_loss = self._assistant_only_loss
+            args.assistant_only_loss, args.packing = self._assistant_only_loss, packing
         self._init_diffusion(processing_class.eos_token_id)
         if makes_collator:
             # a chat template that is cloned from another tokenizer brings its end of text along
@@ -197,7 +199,11 @@ class LLaDASFTTrainer(MaskedDiffusionTrainerMixin, SFTTrainer):
                     dataset_name,
                     formatting_func,
                 )
-        return super()._prepare_dataset(dataset, processing_class, args, packing, None, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, False, None, dataset_name)
+
+    def _packs_rows(self, training: bool) -> bool:
+        args = self.args
+        return args.packing if training or args.eval_packing is None else args.eval_packing
 
     def predict(
         self,

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from tiny_models import tiny_llada2_moe
 from torch.nn.functional import cross_entropy
-from training_probes import parameters_of
+from training_probes import parameters_of, record_inputs
 from transformers import AutoModelForMaskedLM
 
 from llada import LLaDAPreTrainer, LLaDAPreTrainingConfig, LLaDASFTTrainer
@@ -49,13 +49,6 @@ def make_pre_trainer(make_args):
         return LLaDAPreTrainer(model, args=args, train_dataset=dataset, eval_dataset=dataset)
 
     return make
-
-
-def record_inputs(model) -> list[dict]:
-    """What the model is given from now on."""
-    seen = []
-    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    return seen
 
 
 def mask_a_part(start: int, stop: int):

@@ -117,9 +117,6 @@ def test_arguments_of_other_trainers_are_refused(make_trainer, make_args):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"packing": True}, "packing=True.*Write `packing=False`"),
-        ({"eval_packing": True}, "eval_packing=True.*Write `eval_packing=False`"),
-        ({"padding_free": True}, "padding_free=True.*Write `padding_free=False`"),
         ({"use_liger_kernel": True}, "use_liger_kernel=True.*`use_liger_kernel=False`"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1.*`label_smoothing_factor=0`"),
         ({"loss_type": "dft"}, "loss_type='dft'.*`loss_type='nll'`"),

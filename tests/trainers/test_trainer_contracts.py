@@ -141,6 +141,14 @@ def test_labels_are_minus_100_outside_the_completion(make_model, make_args, tiny
 
 def test_refused_settings_still_exist():
     """A setting that TRL removes can be removed here, too."""
-    names = ("packing", "eval_packing", "padding_free", "truncation_mode", "loss_type", "use_liger_kernel")
+    names = (
+        "packing",
+        "eval_packing",
+        "packing_strategy",
+        "padding_free",
+        "truncation_mode",
+        "loss_type",
+        "use_liger_kernel",
+    )
     assert {*names, "label_smoothing_factor", "assistant_only_loss"} <= set(SFTConfig.__dataclass_fields__)
     assert issubclass(LLaDASFTConfig, SFTConfig)
