@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,13 @@ from transformers import (
     DataCollator,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..modeling_llada.likelihood_bound import bound_masks, content_keys
+from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
 from .data.data_checks import TokenChecks, first_row
 from .data.preference_collator import DataCollatorForMaskedPreference
 from .diffusion_arguments import as_arguments
@@ -60,6 +60,8 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
     - **The loss** is a mean over the pairs of the accumulated batch of all processes, also if its last part is
       smaller. `"sft"` is the bound on the chosen answer per token, mean over pairs.
     - **Answers** are filled with end-of-text tokens, see [`LLaDADPOConfig.eos_fill`].
+    - **A block-causal model** (LLaDA2) sees the block that it fills in, and clean blocks before it. The estimate
+      bounds the likelihood of an answer written block by block. Complete answers are filled to the end of a block.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -134,7 +136,8 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
             )
         if processing_class.eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token; set `tokenizer.eos_token`.")
-        if data_collator is None:
+        makes_collator = data_collator is None
+        if makes_collator:
             data_collator = DataCollatorForMaskedPreference(
                 eos_token_id=processing_class.eos_token_id,
                 pad_token_id=processing_class.pad_token_id,
@@ -160,6 +163,8 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
             **kwargs,
         )
         self._init_diffusion(processing_class.eos_token_id)
+        if makes_collator:
+            self.data_collator = replace(data_collator, block_length=self.block_length or None)
         self.model_accepts_loss_kwargs = False
         # the losses of routers, which the model has weighted, are added here
         self._trains_routers, self.aux_loss_enabled = self.aux_loss_enabled, False
@@ -280,6 +285,8 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
         if self._trains_routers:
             self._metrics["train" if trains else "eval"]["aux_loss"].append(aux_loss.detach().item())
         if trains:
+            # the base forgets how many tokens there were
+            self.state.num_input_tokens_seen = self._total_train_tokens
             self._watch(loss)
         return loss
 
@@ -306,14 +313,17 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
         input_ids = inputs["input_ids"]
         bounds, aux_loss = torch.zeros((), device=input_ids.device), torch.zeros((), device=input_ids.device)
         for masked, weight in views:
+            noisy_ids, visible = input_ids.masked_fill(masked, self.mask_token_id), inputs["attention_mask"]
+            seen = {"input_ids": noisy_ids, "attention_mask": visible}
+            if self.block_length:
+                config = self.model.config
+                seen = lay_out_noisy_and_clean(config, noisy_ids, input_ids, self.block_length, visible)
             output = model(
-                input_ids=input_ids.masked_fill(masked, self.mask_token_id),
-                attention_mask=inputs["attention_mask"],
+                **seen,
                 labels=input_ids,
                 logits_to_keep=masked,
                 token_losses=True,
                 output_router_logits=trains_routers,
-                **({"block_length": self.block_length} if self.block_length else {}),
             )
             bounds = bounds - weight[:, None] * output.token_losses
             if trains_routers:
@@ -354,23 +364,10 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
     ) -> tuple[torch.Tensor, None, None]:
         return super().prediction_step(model, inputs, True, ignore_keys)
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        self._total_train_tokens = 0
-        if resume_from_checkpoint is not None:
-            # the base counts from 0 again
-            history = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)).log_history
-            counts = (entry["num_tokens"] for entry in reversed(history) if "num_tokens" in entry)
-            self._total_train_tokens = int(next(counts, 0))
-        return super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
+    def _init_training_state(self, *args) -> tuple[int, int]:
+        result = super()._init_training_state(*args)
+        self._total_train_tokens = self.state.num_input_tokens_seen
+        return result
 
 
 __all__ = ["LLaDADPOTrainer"]

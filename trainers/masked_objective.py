@@ -54,6 +54,7 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         self.model_accepts_loss_kwargs = False
         self._micro_step = self._rows_before = self._rows_in_step = 0
         self._train_sums: TrainingSums | None = None
+        self._num_tokens = 0
         self._evaluated_rows: list[torch.Tensor] = []
 
     def _describe_objective(self) -> dict[str, Any]:
@@ -268,7 +269,19 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
     def _init_training_state(self, *args) -> tuple[int, int]:
         # an earlier run may have ended between two logging steps
         self._train_sums = None
-        return super()._init_training_state(*args)
+        result = super()._init_training_state(*args)
+        self._num_tokens = self.state.num_input_tokens_seen
+        return result
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # between two logging steps there are tokens that are not logged yet
+        self.state.num_input_tokens_seen = self._num_tokens
+        if self._train_sums is not None:
+            self.state.num_input_tokens_seen += self._count_visible(self._train_sums.gather(self.accelerator.reduce))
+        super()._save_checkpoint(model, trial)
+
+    def _count_visible(self, sums: TrainingSums) -> int:
+        return int(sums.visible) // self.get_tp_size()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # an evaluation logs too, and has no sums to add
@@ -277,10 +290,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             self._train_sums = None
             logs |= sums.logs()
             # also of the steps before a resumption
-            seen = next(
-                (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry), 0
-            )
-            logs["num_tokens"] = seen + int(sums.visible) // self.get_tp_size()
+            self._num_tokens += self._count_visible(sums)
+            logs["num_tokens"] = self._num_tokens
         super().log(logs, start_time)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_probes import NoiseRecorder, parameters_of
 from transformers import TrainerCallback
 
-from llada import LLaDAPreTrainer, LLaDAPreTrainingConfig, LLaDASFTTrainer
+from llada import LLaDADPOConfig, LLaDADPOTrainer, LLaDAPreTrainer, LLaDAPreTrainingConfig, LLaDASFTTrainer
 from llada.trainers.checkpoint_files import find_faults
 
 
@@ -321,6 +321,29 @@ def test_a_resumed_run_goes_on_counting_tokens(finished):
     trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     counts = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
     assert len(counts) == 6 and counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize("kind", ["fine-tuning", "preferences"])
+def test_tokens_are_counted_from_a_checkpoint_between_two_logs(
+    kind, make_trainer, make_model, make_args, tiny_tokenizer, tmp_path
+):
+    settings = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3}
+
+    def make():
+        if kind == "fine-tuning":
+            return make_trainer(**settings)
+        rows = {"prompt": ["1+1=", "2+2="], "chosen": ["2", "4"], "rejected": ["11", "three"]}
+        args = make_args(LLaDADPOConfig, num_draws=1, **settings)
+        return LLaDADPOTrainer(
+            make_model(), args=args, train_dataset=Dataset.from_dict(rows), processing_class=tiny_tokenizer
+        )
+
+    counts = []
+    for checkpoint in (None, str(tmp_path / "run" / "checkpoint-3")):
+        trainer = make()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        counts.append([entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry])
+    assert counts[0] == counts[1] and len(counts[0]) == 1
 
 
 def test_every_process_needs_its_random_numbers(finished):
