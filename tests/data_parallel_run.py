@@ -1,5 +1,6 @@
 """A run on several processes, started by `trainers/test_data_parallel.py`: writes what each of them saw."""
 
+import copy
 import json
 import os
 import sys
@@ -17,7 +18,15 @@ from torch.optim import SGD
 from training_probes import NoiseRecorder, mask_by_content
 
 import llada_cli
-from llada import LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer, SampleCallback
+from llada import (
+    LLaDAConfig,
+    LLaDADPOConfig,
+    LLaDADPOTrainer,
+    LLaDAModelLM,
+    LLaDASFTConfig,
+    LLaDASFTTrainer,
+    SampleCallback,
+)
 
 
 def make_trainer(folder: Path, per_device_train_batch_size: int, **settings) -> LLaDASFTTrainer:
@@ -102,6 +111,50 @@ def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> No
     (folder / f"rank{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 
 
+def run_preferences(folder: Path, per_device_train_batch_size: int, accumulation: int) -> None:
+    """One step of preference optimisation, of a policy that has left its reference."""
+    sft = make_trainer(folder, per_device_train_batch_size)
+    reference, model = copy.deepcopy(sft.model), sft.model
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    rows = range(8)
+    preferences = Dataset.from_dict(
+        {
+            "prompt": [f"{n}+{n}=" for n in rows],
+            "chosen": [str(2 * n) * (1 + n % 3) for n in rows],
+            "rejected": [str(7 * n) * (1 + n % 2) for n in rows],
+        }
+    )
+    args = LLaDADPOConfig(
+        str(folder),
+        num_draws=2,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, 0.1],
+        max_steps=1,
+        warmup_steps=0,
+        per_device_train_batch_size=per_device_train_batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        activation_checkpointing=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    tokenizer = build_tiny_tokenizer()
+    optimizer = SGD(model.parameters(), lr=1.0)
+    trainer = LLaDADPOTrainer(
+        model, reference, args, train_dataset=preferences, processing_class=tokenizer, optimizers=(optimizer, None)
+    )
+    trainer.train()
+    if trainer.accelerator.process_index == 0:
+        torch.save(trainer.model.state_dict(), folder / "preferences.pt")
+        (folder / "preferences.json").write_text(json.dumps(trainer.state.log_history[0]), encoding="utf-8")
+
+
 def shard_on_cpu(config_file: Path) -> None:
     """
     What `accelerate launch --config_file` does for FSDP, on a CPU. accelerate shards models on accelerators only, so
@@ -136,4 +189,5 @@ def run_sharded(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
+    run_preferences(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
     run_sharded(Path(sys.argv[1]))

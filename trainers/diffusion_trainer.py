@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from peft import LoraConfig, PeftConfig, PromptLearningConfig
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -196,6 +197,8 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
 
     def _init_diffusion(self, eos_token_id: int | None) -> None:
         self.mask_token_id = find_mask_token_id(self.model.config)
+        # the `forward` that TRL puts there is bound to this very model: a copy of it would compute with these weights
+        vars(self.model.get_base_model() if is_peft_model(self.model) else self.model).pop("forward", None)
         # no token has this id if there is no end of text
         self._eos_token_id = -1 if eos_token_id is None else eos_token_id
         # of the attention of the model

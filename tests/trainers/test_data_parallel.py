@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_parallel_run import make_trainer, run
+from data_parallel_run import make_trainer, run, run_preferences
 from safetensors.torch import load_file
 
 from llada import LLaDAModelLM
@@ -32,6 +32,7 @@ def runs(tmp_path_factory):
     )
     assert process.returncode == 0, process.stderr[-4000:]
     run(one, per_device_train_batch_size=8, accumulation=1)
+    run_preferences(one, per_device_train_batch_size=8, accumulation=1)
     return two, one
 
 
@@ -54,6 +55,18 @@ def test_the_log_is_that_of_one_large_batch(runs, normalization):
     logged, expected = (_results(folder)[normalization] for folder in runs)
     for name in ("loss", "content_ce", "content_accuracy", "eos_ce", "mask_ratio", "num_tokens"):
         assert logged[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_preferences_of_two_processes_are_those_of_one(runs):
+    (found, logged), (expected, wanted) = (
+        (torch.load(folder / "preferences.pt"), json.loads((folder / "preferences.json").read_text()))
+        for folder in runs
+    )
+    for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens"):
+        assert logged[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
+    assert abs(wanted["rewards/margins"]) > 1e-3 and wanted["grad_norm"] > 0.1
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_the_evaluation_is_that_of_one_process(runs):

@@ -2,12 +2,13 @@
 
 import math
 import weakref
+from itertools import product
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tiny_models import tiny_llada_moe
+from tiny_models import as_block_causal, tiny_llada2_moe, tiny_llada_moe
 from training_probes import parameters_of
 from trl import DPOConfig
 
@@ -178,6 +179,51 @@ def test_scores_are_bounds_on_the_likelihood(make_dpo, preferences) -> None:
     assert metrics["eval_logps/rejected"] == pytest.approx(sums[1].item(), rel=1e-5)
     assert trainer.evaluate()["eval_loss"] == metrics["eval_loss"] == pytest.approx(math.log(2))
     assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == metrics["eval_loss"]
+
+
+def test_blocks_are_scored_behind_clean_blocks(make_dpo, make_model) -> None:
+    model = as_block_causal(make_model())
+    model.generation_config.block_length = 4
+    trainer = make_dpo(model, num_draws=2, per_device_train_batch_size=2)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ids, visible = batch["input_ids"], batch["attention_mask"]
+    assert (visible.sum(dim=1) % 4 == 0).all() and (ids[:, 4:8] == 299).any(), "filled to the end of a block"
+    views = trainer._draw_views(batch, True)
+    bounds, _ = trainer._bounds(trainer.model, batch, views)
+    expected = torch.zeros_like(bounds)
+    for masked, weight in views:
+        noisy = ids.masked_fill(masked, 300)
+        for row, start in product(range(len(ids)), range(0, ids.shape[1], 4)):
+            text = torch.cat([ids[row, :start], noisy[row, start : start + 4]])
+            with torch.no_grad():
+                logps = model(text.unsqueeze(0), block_length=4).logits[0, start:].log_softmax(1)
+            logps = logps.gather(1, ids[row, start : start + 4].unsqueeze(1)).squeeze(1)
+            expected[row, start : start + 4] += weight[row] * logps * masked[row, start : start + 4] / 2
+    torch.testing.assert_close(bounds, expected, rtol=1e-4, atol=1e-4)
+
+    disturb(trainer.model)
+    loss, gradients = step(trainer)
+    trainer.args.two_pass = False
+    loss_of_one, expected = step(trainer)
+    assert loss == pytest.approx(loss_of_one, rel=1e-5) and loss != pytest.approx(math.log(2), rel=1e-4)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_llada2_learns_preferences(make_dpo) -> None:
+    ids = {"vocab_size": 320, "mask_token_id": 300, "eos_token_id": 299, "pad_token_id": 299, "bos_token_id": 295}
+    model = tiny_llada2_moe(**ids, block_size=4)
+    trainer = make_dpo(model, max_steps=4, learning_rate=1e-3, per_device_train_batch_size=6)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[0]["loss"] == pytest.approx(math.log(2), rel=1e-6) and logs[-1]["rewards/margins"] > 0
+
+
+def test_a_model_that_was_trained_before_has_a_reference_of_its_own(make_dpo, make_trainer, preferences) -> None:
+    trained = make_trainer().model
+    trainer = make_dpo(trained, eval_dataset=preferences)
+    disturb(trainer.model)
+    assert abs(trainer.evaluate()["eval_rewards/margins"]) > 1e-3
 
 
 def test_a_batch_in_parts_has_the_same_gradient(make_dpo) -> None:

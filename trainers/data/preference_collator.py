@@ -25,6 +25,8 @@ class DataCollatorForMaskedPreference(DataCollatorMixin):
             Required by `"multiple"` and `"fixed"`.
         min_eos (`int`, *optional*, defaults to 1):
             Number of end-of-text tokens that a complete answer ends with, at least.
+        block_length (`int`, *optional*):
+            Fills complete answers on to the end of a block, of a model that writes in blocks.
         max_length (`int`, *optional*):
             Longest row. Longer ones are cut off, and not filled.
         pad_to_multiple_of (`int`, *optional*):
@@ -54,6 +56,7 @@ class DataCollatorForMaskedPreference(DataCollatorMixin):
     eos_fill: str = "pair"
     eos_fill_length: int | None = None
     min_eos: int = 1
+    block_length: int | None = None
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
@@ -71,11 +74,17 @@ class DataCollatorForMaskedPreference(DataCollatorMixin):
             eos_fill="longest" if self.eos_fill == "pair" else self.eos_fill,
             eos_fill_length=self.eos_fill_length,
             min_eos=self.min_eos,
+            block_length=self.block_length,
             max_length=self.max_length,
             multi_turn="last",
         )
         self._pad = replace(
-            self._fill, eos_fill="none", eos_fill_length=None, min_eos=0, pad_to_multiple_of=self.pad_to_multiple_of
+            self._fill,
+            eos_fill="none",
+            eos_fill_length=None,
+            min_eos=0,
+            block_length=None,
+            pad_to_multiple_of=self.pad_to_multiple_of,
         )
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
