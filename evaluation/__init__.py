@@ -4,14 +4,20 @@ from .causal_twin import build_causal_twin, causal_log_likelihood
 from .documents import DocumentScores, score_documents
 from .labels import choose_label
 from .likelihood import encode_pair, is_greedy, log_likelihood, reference_estimate
+from .numerics import Difference, Surroundings, find_differences
+from .position_bound import PositionBound, bound_by_position
 from .reversal import evaluate_reversal, format_table
 from .reversal_facts import Fact, ReversalFacts, build_reversal_tokenizer, draw_facts
 
 
 __all__ = [
+    "Difference",
     "DocumentScores",
     "Fact",
+    "PositionBound",
     "ReversalFacts",
+    "Surroundings",
+    "bound_by_position",
     "build_causal_twin",
     "build_reversal_tokenizer",
     "causal_log_likelihood",
@@ -19,6 +25,7 @@ __all__ = [
     "draw_facts",
     "encode_pair",
     "evaluate_reversal",
+    "find_differences",
     "format_table",
     "is_greedy",
     "log_likelihood",

@@ -23,6 +23,7 @@ COMMANDS = (
     "convert",
     "demo",
     "distill",
+    "doctor",
     "dpo",
     "export",
     "generate",

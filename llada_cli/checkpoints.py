@@ -12,6 +12,7 @@ from .errors import guard_logs
 
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -47,9 +48,12 @@ def check_name(name: str) -> None:
         print(f"There is no folder {name!r}.{hint} Asking the Hub.", file=sys.stderr)
 
 
-def load_checkpoint(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_checkpoint(
+    args: argparse.Namespace, dtype: "torch.dtype | str" = "auto"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """
-    Loads what `args.model` names, onto the accelerator if there is one, or as `args.device_map` says.
+    Loads what `args.model` names, onto the accelerator if there is one, or as `args.device_map` says. In the dtype of
+    the file if none is given.
 
     Raises:
         ValueError: If that cannot be loaded, or is no masked diffusion model.
@@ -68,7 +72,7 @@ def load_checkpoint(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrai
     try:
         # code that comes with a checkpoint is not asked about either
         model = AutoModelForMaskedLM.from_pretrained(
-            args.model, device_map=args.device_map, dtype="auto", trust_remote_code=False
+            args.model, device_map=args.device_map, dtype=dtype, trust_remote_code=False
         ).eval()
     except Exception as error:
         raise ValueError(f"Cannot load {args.model}: {_reason(args.model, error)}") from error
