@@ -183,7 +183,7 @@ class LLaDALM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """`dict[str, Any]`: What the harness writes about the model into its results."""
-        return {**super().get_model_info(), "llada": self.settings()}
+        return {**super().get_model_info(), "llada": {**self.settings(), "writing": self.writer.describe_plans()}}
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """

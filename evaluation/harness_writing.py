@@ -120,6 +120,11 @@ class Writer:
         """`dict[str, Any]`: The settings where a request says nothing."""
         return _plain(self._merge({}))
 
+    def describe_plans(self) -> dict[str, Any]:
+        """`dict[str, Any]`: Stop strings and settings of the requests that were read, numbered if they are several."""
+        plans = [{"until": list(plan.until), **_plain(plan.config)} for plan in self.plans.values()]
+        return plans[0] if len(plans) == 1 else {str(number): plan for number, plan in enumerate(plans)}
+
     def plan(self, settings: dict[str, Any]) -> Plan:
         """
         Reads the settings of a request.

@@ -25,6 +25,7 @@ COMMANDS = (
     "distill",
     "doctor",
     "dpo",
+    "eval",
     "export",
     "generate",
     "infill",
