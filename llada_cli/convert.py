@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2 = "smollm2"
+SMOLLM2_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -73,10 +74,12 @@ def run(args: argparse.Namespace) -> None:
         mask_token = UNUSED_TOKEN
     model = llada.from_causal(causal, tokenizer, mask_token, args.right_shift_logits)
     del causal
+    facts = {"training": "none: it writes nothing useful yet"}
     if args.minutes or args.steps:
-        _train(model, tokenizer, pages, args)
+        facts = _train(model, tokenizer, pages, args)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    _describe(model, args, facts)
     print(f"The model is in {args.output}/, its mask token is {tokenizer.mask_token}.")
 
 
@@ -141,7 +144,8 @@ def has_fast_bfloat16() -> bool:
 
 def _train(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pages: list[str], args: argparse.Namespace
-) -> None:
+) -> dict[str, str]:
+    """Trains it, and says how far that came."""
     import tempfile
 
     import torch
@@ -183,7 +187,26 @@ def _train(
         )
         trainer.train()
     model.eval()
-    print(f"Trained {trainer.state.global_step} steps.")
+    steps = trainer.state.global_step
+    facts = {"training": f"{steps} steps of {args.batch_size} x {args.length} tokens, from a causal model"}
+    losses = [entry["content_ce"] for entry in trainer.state.log_history if "content_ce" in entry]
+    if losses:
+        facts["cross entropy at the end"] = f"{losses[-1]:.2f} nats for a masked token, over all mask ratios"
+    print(f"Trained {steps} steps{f', cross entropy {losses[-1]:.2f} nats' if losses else ''}.")
+    return facts | trainer._describe_objective()
+
+
+def _describe(model: "PreTrainedModel", args: argparse.Namespace, facts: dict[str, str]) -> None:
+    """A card that says where the model comes from, and how little it has learned."""
+    from llada.export.model_card import create_model_card
+
+    source = SMOLLM2_SOURCE if args.model == SMOLLM2 and not Path(SMOLLM2).is_dir() else args.model
+    shifted = "of the position before it" if args.right_shift_logits else "of its own position"
+    # where it was on this machine is nobody's business
+    name = Path(source).resolve().name if Path(source).exists() else source
+    facts = {"converted from": name, "a token is predicted from the state": shifted, **facts}
+    card = create_model_card(model, args.output, base_model=source, training=facts)
+    card.save(Path(args.output) / "README.md")
 
 
 __all__ = ["add_parser", "has_fast_bfloat16", "run"]

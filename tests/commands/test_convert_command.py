@@ -29,6 +29,9 @@ def test_a_checkpoint_is_converted_and_samples(causal, tmp_path: Path, capsys) -
     assert main(["convert", causal, str(folder), "--right-shift-logits"]) == 0
 
     assert "its mask token is <|reserved_256|>" in capsys.readouterr().out
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| converted from | causal |" in card and "| training | none: it writes nothing useful yet |" in card
+    assert "of the position before it" in card
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype="auto")
     assert (model.dtype, model.config.mask_token_id, model.config.right_shift_logits) == (torch.bfloat16, 256, True)
     source = AutoModelForCausalLM.from_pretrained(causal, dtype="auto").state_dict()
@@ -54,7 +57,7 @@ def test_it_is_trained_on_text_as_long_as_asked(causal, tmp_path: Path, capsys) 
     options = ["--minutes", "0.02", "--text", str(tmp_path / "page.txt"), "--length", "16", "--batch-size", "2"]
     assert main(["convert", causal, str(tmp_path / "out"), *options]) == 0
 
-    assert re.search(r"Trained \d+ steps\.", capsys.readouterr().out)
+    assert re.search(r"Trained \d+ steps[.,]", capsys.readouterr().out)
     before, after = (
         AutoModelForMaskedLM.from_pretrained(tmp_path / "out").state_dict(),
         AutoModelForCausalLM.from_pretrained(causal, dtype=torch.float32).state_dict(),
@@ -68,9 +71,12 @@ def test_blocks_grow_and_shrink_in_steps(causal, tmp_path: Path, capsys) -> None
     (tmp_path / "page.txt").write_text("0123456789" * 20, encoding="utf-8")
     options = ["--text", str(tmp_path / "page.txt"), "--length", "16", "--batch-size", "2", "--block-length", "4"]
     blocks = ["--block-warmup-steps", "0.5", "--block-decay-steps", "2"]
-    assert main(["convert", causal, str(tmp_path / "out"), *options, *blocks, "--steps", "4"]) == 0
+    assert main(["convert", causal, str(tmp_path / "out"), *options, *blocks, "--steps", "12"]) == 0
 
-    assert "Trained 4 steps." in capsys.readouterr().out
+    assert "Trained 12 steps, cross entropy" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| training | 12 steps of 2 x 16 tokens, from a causal model |" in card
+    assert "| cross entropy at the end | " in card and "| blocks | 1, 4 in the warm-up" in card
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert model.config.block_causal and model.generation_config.block_length == 4
 
