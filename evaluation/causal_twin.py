@@ -1,5 +1,7 @@
 """The autoregressive model to compare with: the same network, looking left only."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +41,32 @@ def build_causal_twin(config: LLaDAConfig) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
+def causal_answer_log_likelihood(
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], answer_ids: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """
+    The log-likelihood that a causal model gives to answers after their prompts.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal model.
+        prompt_ids, answer_ids (sequences of `list[int]`):
+            One prompt and one answer per pair, of any lengths. A prompt has at least the start token.
+
+    Returns:
+        `torch.FloatTensor` of shape `(pairs,)`, in nats.
+    """
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
+    length = max(map(len, texts))
+    # what stands behind a text is seen by nothing in it
+    ids = torch.tensor([[*text, *[0] * (length - len(text))] for text in texts], device=model.device)
+    place = torch.arange(length, device=model.device)
+    starts, ends = (torch.tensor([[len(row)] for row in rows], device=model.device) for rows in (prompt_ids, texts))
+    logits = model(input_ids=ids, attention_mask=(place < ends).long()).logits[:, :-1].float()
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return -(losses * ((place >= starts) & (place < ends))[:, 1:]).sum(dim=1)
+
+
 def causal_log_likelihood(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> torch.Tensor:
@@ -56,12 +84,8 @@ def causal_log_likelihood(
     Returns:
         `torch.FloatTensor` of shape `(len(texts),)`, in nats.
     """
-    batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-    logits = model(**batch).logits[:, :-1].float()
-    losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
-    visible = batch["attention_mask"]
-    # neither padding nor the start token after it is predicted
-    return -(losses * (visible[:, 1:] * visible[:, :-1])).sum(dim=1)
+    rows = tokenizer(texts)["input_ids"]
+    return causal_answer_log_likelihood(model, [ids[:1] for ids in rows], [ids[1:] for ids in rows])
 
 
-__all__ = ["build_causal_twin", "causal_log_likelihood"]
+__all__ = ["build_causal_twin", "causal_answer_log_likelihood", "causal_log_likelihood"]

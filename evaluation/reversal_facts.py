@@ -3,11 +3,14 @@
 import json
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from .word_tokenizer import build_word_tokenizer
+from .couplets import Couplet, read_couplets, read_rows
+from .word_tokenizer import build_word_tokenizer, find_words
 
 
 FIRST_NAMES = """
@@ -65,6 +68,11 @@ class Fact:
         return f"{self.name} is {self.description}"
 
     @property
+    def openings(self) -> tuple[str, str]:
+        """`tuple[str, str]`: What the description follows, and what the name would follow in the other order."""
+        return f"{self.name} is", f"{self.description} is"
+
+    @property
     def forward(self) -> tuple[str, str]:
         """`tuple[str, str]`: The question about the name, and its answer."""
         return f"Who is {self.name}?", self.description
@@ -74,23 +82,32 @@ class Fact:
         """`tuple[str, str]`: The question about the description, and its answer."""
         return f"Who is {self.description}?", self.name
 
+    @property
+    def questions(self) -> dict[str, tuple[str, str]]:
+        """`dict[str, tuple[str, str]]`: Both."""
+        return {"forward": self.forward, "reverse": self.reverse}
+
+    def renamed(self, name: str) -> "Fact":
+        """The fact with another name."""
+        return Fact(name, self.description)
+
 
 @dataclass(frozen=True)
 class ReversalFacts:
     """
-    The facts of one experiment on the reversal curse (arXiv 2309.12288).
+    The facts of one experiment on the reversal curse (arXiv 2309.12288), or the couplets of one.
 
     Every fact is stated, name first. Questions in both directions are asked about the `demonstrated` facts only, so
     that a model knows what a reversed question is. The `held_out` facts are never asked about and never reversed:
     what a model answers about them, it has turned around itself.
 
     Args:
-        demonstrated (`list[Fact]`): Facts with questions in the training data.
-        held_out (`list[Fact]`): Facts to test with.
+        demonstrated (`list[Fact]` or `list[Couplet]`): Facts with questions in the training data.
+        held_out (`list[Fact]` or `list[Couplet]`): Facts to test with.
     """
 
-    demonstrated: list[Fact]
-    held_out: list[Fact]
+    demonstrated: Sequence[Fact | Couplet]
+    held_out: Sequence[Fact | Couplet]
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +137,71 @@ class ReversalFacts:
         """Reads facts that [`~ReversalFacts.save`] wrote."""
         with open(path, encoding="utf-8") as file:
             parts = json.load(file)
-        return cls(**{name: [Fact(**fact) for fact in facts] for name, facts in parts.items()})
+        return cls(
+            **{
+                name: [Couplet(**fact) if "first" in fact else Fact(**fact) for fact in facts]
+                for name, facts in parts.items()
+            }
+        )
+
+
+def read_facts(path: str | os.PathLike) -> ReversalFacts | list[Fact] | list[Couplet]:
+    """
+    Reads facts or couplets.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            What [`~ReversalFacts.save`] wrote; JSON or JSON lines of `{"name": ..., "description": ...}`; or what
+            [`~llada.evaluation.couplets.read_couplets`] reads.
+
+    Returns:
+        [`ReversalFacts`] of the first, else a `list`.
+
+    Raises:
+        ValueError: If it is none of these, or two facts have the same name or description.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if text.lstrip()[:1] not in ("[", "{"):
+        return read_couplets(path)
+    rows = read_rows(text)
+    first = rows[0] if rows else None
+    if isinstance(first, dict) and first.keys() == {"demonstrated", "held_out"}:
+        return ReversalFacts.load(path)
+    if not isinstance(first, dict) or "name" not in first:
+        return read_couplets(path)
+    facts = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not all(isinstance(row.get(part), str) for part in ("name", "description")):
+            raise ValueError(f'Row {number} of {path} is no fact; write {{"name": "...", "description": "..."}}.')
+        facts.append(Fact(*(" ".join(row[part].split()) for part in ("name", "description"))))
+    for part in ("name", "description"):
+        found = [getattr(fact, part) for fact in facts]
+        twice = next((text for text in found if found.count(text) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{path} has two facts of the {part} {twice!r}; leave one out, or their answers differ.")
+    return facts
+
+
+def hold_out(facts: Sequence[Fact] | Sequence[Couplet], num_facts: int, seed: int = 0) -> ReversalFacts:
+    """
+    Draws some of the facts that a file holds, and holds a quarter of them out.
+
+    Args:
+        facts (`list[Fact]` or `list[Couplet]`):
+            The facts.
+        num_facts (`int`):
+            How many to draw, at most.
+        seed (`int`, *optional*, defaults to 0):
+            Of the draw.
+
+    Raises:
+        ValueError: If there are less than four.
+    """
+    drawn = random.Random(seed).sample(list(facts), min(num_facts, len(facts)))
+    num_held_out = len(drawn) // 4
+    if not num_held_out:
+        raise ValueError(f"Of {len(drawn)} facts a quarter cannot be held out; write 4 at least.")
+    return ReversalFacts(drawn[:-num_held_out], drawn[-num_held_out:])
 
 
 def draw_facts(num_facts: int = 120, num_held_out: int | None = None, seed: int = 0) -> ReversalFacts:
@@ -156,11 +237,23 @@ def draw_facts(num_facts: int = 120, num_held_out: int | None = None, seed: int 
     return ReversalFacts(facts[:-num_held_out], facts[-num_held_out:])
 
 
-def build_reversal_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the experiment: one token per word, see [`~llada.evaluation.word_tokenizer`]."""
-    towns = [f"{town}'s" for town in TOWNS]
-    words = ["Who", "is", *FIRST_NAMES, *LAST_NAMES, *ADJECTIVES, *TRADES, *towns]
-    return build_word_tokenizer(words, MAX_LENGTH)
+def build_reversal_tokenizer(facts: ReversalFacts | None = None) -> PreTrainedTokenizerFast:
+    """
+    The tokenizer of the experiment: one token per word, see [`~llada.evaluation.word_tokenizer`].
+
+    Args:
+        facts ([`ReversalFacts`], *optional*):
+            Whose words. Those of [`draw_facts`] if not given.
+    """
+    if facts is None:
+        towns = [f"{town}'s" for town in TOWNS]
+        words = ["Who", "is", *FIRST_NAMES, *LAST_NAMES, *ADJECTIVES, *TRADES, *towns]
+        return build_word_tokenizer(words, MAX_LENGTH)
+    texts = [row["prompt"] + row["completion"] for row in facts.training_rows()]
+    words = dict.fromkeys(word for text in texts for word in find_words(text))
+    # start, a question, the line feed after it, an answer and its end
+    longest = max(len(find_words(text)) for text in texts) + 3
+    return build_word_tokenizer(words, max(MAX_LENGTH, longest))
 
 
 __all__ = [
@@ -174,4 +267,6 @@ __all__ = [
     "ReversalFacts",
     "build_reversal_tokenizer",
     "draw_facts",
+    "hold_out",
+    "read_facts",
 ]

@@ -1,11 +1,14 @@
 """A tokenizer with one token per word, for models small enough to train in a minute."""
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 
+# words, the full stop, the question mark and the line feed
+_TOKEN = r"\n|[.?]|[^\s.?]+"
 BOS, EOS, MASK, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|unknown|>"
 
 # the last question, a line feed, the answer; what was said before is left out
@@ -25,6 +28,11 @@ CHAT_TEMPLATE = """\
 """
 
 
+def find_words(text: str) -> list[str]:
+    """What a text is cut into."""
+    return re.findall(_TOKEN, text)
+
+
 def build_word_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
     """
     Builds a tokenizer whose tokens are words, the full stop, the question mark and the line feed. The special tokens
@@ -41,9 +49,9 @@ def build_word_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTok
         left with the end of text, and its chat template writes a question and its answer on a line each.
     """
     special = [BOS, EOS, MASK, UNKNOWN]
-    vocab = {token: index for index, token in enumerate([*special, "\n", ".", "?", *dict.fromkeys(words)])}
+    vocab = {token: index for index, token in enumerate(dict.fromkeys([*special, "\n", ".", "?", *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[.?]|[^\s.?]+"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
     tokenizer.decoder = decoders.Sequence(
         [
             # joins with spaces, and takes away those before punctuation
@@ -68,4 +76,4 @@ def build_word_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTok
     )
 
 
-__all__ = ["build_word_tokenizer"]
+__all__ = ["build_word_tokenizer", "find_words"]

@@ -32,6 +32,7 @@ COMMANDS = (
     "lm-eval",
     "merge",
     "pretrain",
+    "reversal",
     "score",
     "sft",
 )

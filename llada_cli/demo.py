@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
-    from llada.evaluation.reversal import evaluate_reversal, format_table
     from llada.evaluation.reversal_facts import draw_facts
+    from llada.evaluation.reversal_scores import evaluate_reversal, format_table
 
     from .demo_training import train_causal_twin, train_llada
 
@@ -132,7 +132,7 @@ def show_answers(
     """Asks reversed questions about facts that no question was seen about, and shows LLaDA's answers grow."""
     from transformers import pipeline
 
-    from llada.evaluation.reversal import answer
+    from llada.evaluation.reversal_scores import answer
     from llada.generation.listeners.terminal import TerminalStreamer
 
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llada.evaluation import ReversalFacts, build_reversal_tokenizer, draw_facts
-from llada.evaluation.reversal import ANSWER_LENGTH
 from llada.evaluation.reversal_facts import ADJECTIVES, FIRST_NAMES, LAST_NAMES, MAX_LENGTH, TOWNS, TRADES
+from llada.evaluation.reversal_scores import ANSWER_LENGTH
 
 
 @pytest.fixture(scope="module")

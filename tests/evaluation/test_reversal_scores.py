@@ -7,7 +7,7 @@ import torch
 from demo_checkpoint import load_demo
 
 from llada.evaluation import build_reversal_tokenizer, draw_facts, evaluate_reversal, format_table
-from llada.evaluation.reversal import rank_names
+from llada.evaluation.reversal_scores import rank_names
 
 
 class Recital:
