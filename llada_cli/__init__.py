@@ -35,6 +35,7 @@ COMMANDS = (
     "reversal",
     "score",
     "sft",
+    "twin",
 )
 # their options are those of dataclasses or of another program, and the command reads them itself
 _WITH_PARSER = ("distill", "dpo", "lm-eval", "pretrain", "sft")

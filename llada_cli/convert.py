@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import guard_logs
+from .texts import read_pages
 
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     guard_logs()
     _check_length(args)
-    pages = _read_pages(args.text)
+    pages = read_pages(args.text, "--text")
     causal, tokenizer = _load(args)
     mask_token = args.mask_token
     if mask_token is None and args.model == SMOLLM2:
@@ -95,17 +96,6 @@ def _check_length(args: argparse.Namespace) -> None:
             "`--block-decay-steps` counts from the last step, and a share is one of all steps: write how many there "
             "are, `--steps 400`."
         )
-
-
-def _read_pages(text: Path | None) -> list[str]:
-    if text is None:
-        from .smollm2 import library_text
-
-        return library_text()[0]
-    files = sorted(text.rglob("*.txt")) if text.is_dir() else [text]
-    if not files or not all(file.is_file() for file in files):
-        raise ValueError(f"`--text {text}` is neither a text file nor a folder with .txt files.")
-    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def _load(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

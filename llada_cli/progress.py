@@ -20,7 +20,8 @@ class LossBar(TrainerCallback):
         self.label = label
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.label, unit="step", dynamic_ncols=True)
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, desc=self.label, unit="step", dynamic_ncols=True, disable=hidden)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.bar.update(state.global_step - self.bar.n)
