@@ -1,5 +1,6 @@
 """Small models, data and arguments for the trainers."""
 
+import gc
 import os
 
 import pytest
@@ -13,6 +14,9 @@ from llada import ILLaDAConfig, ILLaDAForCausalLM, LLaDAConfig, LLaDAModelLM, LL
 # trl sends telemetry unless it runs in a CI
 os.environ["CI"] = "1"
 disable_progress_bars()
+# what is imported lives to the end, and every run of a trainer would look through it for garbage
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture
