@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from .trainers.distill_trainer import LLaDADistillTrainer
     from .trainers.dpo_config import LLaDADPOConfig
     from .trainers.dpo_trainer import LLaDADPOTrainer
+    from .trainers.grpo_config import LLaDAGRPOConfig
+    from .trainers.grpo_trainer import LLaDAGRPOTrainer
     from .trainers.pre_trainer import LLaDAPreTrainer
     from .trainers.pretraining_config import LLaDAPreTrainingConfig
     from .trainers.sampling_callback import SampleCallback
@@ -81,6 +83,8 @@ __all__ = [
     "LLaDADistillTrainer",
     "LLaDAForSequenceClassification",
     "LLaDAForTokenClassification",
+    "LLaDAGRPOConfig",
+    "LLaDAGRPOTrainer",
     "LLaDAMoEConfig",
     "LLaDAMoEForSequenceClassification",
     "LLaDAMoEForTokenClassification",
@@ -108,6 +112,8 @@ _LAZY = {
     "DataCollatorForMaskedPreference": ".trainers.data.preference_collator",
     "LLaDADPOConfig": ".trainers.dpo_config",
     "LLaDADPOTrainer": ".trainers.dpo_trainer",
+    "LLaDAGRPOConfig": ".trainers.grpo_config",
+    "LLaDAGRPOTrainer": ".trainers.grpo_trainer",
     "LLaDAPreTrainer": ".trainers.pre_trainer",
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",

@@ -6,8 +6,11 @@ from .distill_config import LLaDADistillConfig
 from .distill_trainer import DataCollatorForTrajectories, LLaDADistillTrainer
 from .dpo_config import LLaDADPOConfig
 from .dpo_trainer import LLaDADPOTrainer
+from .grpo_config import LLaDAGRPOConfig
+from .grpo_trainer import LLaDAGRPOTrainer
 from .pre_trainer import LLaDAPreTrainer
 from .pretraining_config import LLaDAPreTrainingConfig
+from .rewards import exact_match, reasoning_gym_task
 from .sampling_callback import SampleCallback
 from .sft_config import LLaDASFTConfig
 from .sft_trainer import LLaDASFTTrainer
@@ -22,10 +25,14 @@ __all__ = [
     "LLaDADPOTrainer",
     "LLaDADistillConfig",
     "LLaDADistillTrainer",
+    "LLaDAGRPOConfig",
+    "LLaDAGRPOTrainer",
     "LLaDAPreTrainer",
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",
     "LLaDASFTTrainer",
     "SampleCallback",
     "collect_trajectories",
+    "exact_match",
+    "reasoning_gym_task",
 ]

@@ -90,7 +90,8 @@ def _faults_of_noise(folder: Path, ranks: Sequence[int]) -> Iterator[str]:
     for name in names:
         if not (folder / name).exists():
             yield f"{name} is missing"
-    for path in sorted(found):
+    # what a trainer with rollouts goes on with
+    for path in sorted([*found, *folder.glob("rollouts*.pt")]):
         if not zipfile.is_zipfile(path):
             yield f"{path.name} was written in part"
 

@@ -117,7 +117,12 @@ def grpo_loss(
     return losses.sum() / row_lengths.sum()
 
 
-def wd1_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def wd1_loss(
+    logps: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    log_totals: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """
     The weighted likelihoods of wd1, without ratio and reference: answers are made likelier with the
     weights softmax(A), and less likely with the weights softmax(-A).
@@ -129,11 +134,16 @@ def wd1_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) 
             Advantages, of all answers that the weights are shared by.
         mask (`torch.Tensor` of shape `(batch, length)`):
             1 where a token counts, up to the end of text.
+        log_totals (`tuple` of two `torch.Tensor`, *optional*):
+            Logarithms of the sums of exp(A) and of exp(-A), over more answers than those that are given here.
 
     Returns:
         `torch.Tensor`: A scalar.
     """
-    weights = (-advantages).softmax(dim=0) - advantages.softmax(dim=0)
+    likelier, unlikelier = (
+        (advantages.logsumexp(dim=0), (-advantages).logsumexp(dim=0)) if log_totals is None else log_totals
+    )
+    weights = (-advantages - unlikelier).exp() - (advantages - likelier).exp()
     return (weights * logps.masked_fill(~mask.bool(), 0.0).sum(dim=1)).sum()
 
 
