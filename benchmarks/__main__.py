@@ -6,6 +6,7 @@ Measures every preset, and the settings between them, against a plain loop.
     python -m benchmarks --accelerator      also one step of an 8B model with random weights, on a GPU
     python -m benchmarks --distill          tokens per step before and after distillation, into RESULTS.md, too
     python -m benchmarks --training         a step of fine-tuning, in time and memory; on a GPU of an 8B model, too
+    python -m benchmarks --policy           what each estimator of the policy gradient is worth: docs/alignment.md
     python -m benchmarks --exact            what each rule loses, exactly, on models small enough: docs/samplers.md
 """
 
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--accelerator", action="store_true", help="also time steps of an 8B model on the GPU")
     parser.add_argument("--distill", action="store_true", help="only distil the trained model and that of the demo")
     parser.add_argument("--exact", action="store_true", help="only enumerate what each rule samples from")
+    parser.add_argument("--policy", action="store_true", help="only enumerate estimators of the policy gradient")
     parser.add_argument("--training", action="store_true", help="only measure steps of training")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     parser.add_argument("--cache", type=Path, default=None, help="folder of trained models")
@@ -89,12 +91,15 @@ def main(arguments: list[str] | None = None) -> None:
         for path in write({**results, **former, "distillation": distilled}, options.output):
             print(f"wrote {path}")
         return
+    if options.policy:
+        _measure_policies(command, machine, {**results, **former}, options.output)
+        return
     if options.training:
         _measure_training(options, command, machine, {**results, **former})
         return
     limits = probe(device)
     results |= {"device": as_dict(limits)} | {
-        name: former[name] for name in ("distillation", "training") if name in former
+        name: former[name] for name in ("distillation", "policy", "training") if name in former
     }
     for workload in workloads:
         model = load(options.training_steps, workload.vocab_size, family=workload.model, **cache, **shape).to(device)
@@ -124,6 +129,18 @@ def main(arguments: list[str] | None = None) -> None:
             results["steps"] += [as_dict(step) for step in steps]
     for path in write(results, options.output):
         print(f"wrote {path}")
+
+
+def _measure_policies(command: str, machine: dict[str, Any], results: dict[str, Any], folder: Path) -> None:
+    # trl sends telemetry unless it runs in a CI
+    os.environ.setdefault("CI", "1")
+    from .policy_certificates import DOCUMENT, measure_policies, with_overview
+
+    rows = measure_policies()
+    for path in write({**results, "policy": {"command": command, "hardware": machine, "rows": rows}}, folder):
+        print(f"wrote {path}")
+    DOCUMENT.write_text(with_overview(DOCUMENT.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
 
 
 def _measure_training(

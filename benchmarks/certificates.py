@@ -11,6 +11,7 @@ import torch
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.generation import DiffusionGenerationConfig
 from llada.generation.validity import switched_on
+from llada.modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
 
 from .exact import Enumeration, any_order_likelihood, divergence, total_variation
 
@@ -113,12 +114,12 @@ class Certificate:
         return self.variation / self.saved if self.saved > 0.05 else float("inf")
 
 
-def draw_model(seed: int) -> LLaDAModelLM:
+def draw_model(seed: int, hidden_size: int = 16) -> LLaDAModelLM:
     """A model with random weights, in float64, so that sums in another order decide nothing."""
     config = LLaDAConfig(
         vocab_size=MASK + 1,
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=16,
@@ -157,9 +158,14 @@ def draw_parities(number: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat([prompt, answer], dim=1)
 
 
-def train_model(draw: Any, steps: int = 300, batch: int = 64) -> LLaDAModelLM:
-    """A model trained on texts that `draw` gives, in seconds, by the loss of arXiv 2502.09992, Eq. 3."""
-    model, generator = draw_model(0).train(), torch.Generator().manual_seed(0)
+def train_model(
+    draw: Any, steps: int = 300, batch: int = 64, hidden_size: int = 16, block_length: int = 0
+) -> LLaDAModelLM:
+    """
+    A model trained on texts that `draw` gives, in seconds, by the loss of arXiv 2502.09992, Eq. 3, in blocks if they
+    have a length.
+    """
+    model, generator = draw_model(0, hidden_size).train(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for _ in range(steps):
@@ -168,7 +174,9 @@ def train_model(draw: Any, steps: int = 300, batch: int = 64) -> LLaDAModelLM:
         number = torch.randint(1, LENGTH + 1, (batch, 1), generator=generator)
         masked = torch.rand(batch, LENGTH, generator=generator).argsort(1).argsort(1) < number
         masked = torch.cat([torch.zeros(batch, 3, dtype=torch.bool), masked], dim=1)
-        logits = model(texts.masked_fill(masked, MASK)).logits
+        noisy = texts.masked_fill(masked, MASK)
+        seen = lay_out_noisy_and_clean(model.config, noisy, texts, block_length) if block_length else {}
+        logits = model(**{"input_ids": noisy, **seen}).logits[:, : texts.shape[1]]
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), texts, reduction="none")
         optimizer.zero_grad()
         ((losses * masked).sum(1) / masked.sum(1)).mean().backward()

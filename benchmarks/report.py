@@ -29,6 +29,15 @@ COLUMNS = {
     "over_bare_calls": ("÷ bare calls", "{:.2f}"),
     "roofline": ("roofline tokens/s", "{:.0f}"),
 }
+POLICY_COLUMNS = {
+    "estimator": ("estimator", "{}"),
+    "passes": ("passes", "{:.0f}"),
+    "bias": ("bias", "{:.3f}"),
+    "angle": ("angle", "{:.1f}°"),
+    "noise": ("variance by noise", "{:.1f}"),
+    "total": ("variance", "{:.1f}"),
+    "price": ("variance × passes", "{:.1f}"),
+}
 STEP_HEADER = ("| step | ms | bound ms | peak GB | needed GB |", "|---|---|---|---|---|")
 
 
@@ -184,6 +193,13 @@ def markdown(results: dict[str, Any]) -> str:
         parts += ["", "## Distillation", "", f"Written by `{part['command']}`. {_machine(part['hardware'])}"]
         for task in part["tasks"]:
             parts += ["", f"{task['task'][0].upper()}{task['task'][1:]}:", "", distillation_table(task["rows"])]
+    if "policy" in results:
+        part = results["policy"]
+        parts += ["", "## Policy gradients", "", f"Written by `{part['command']}`. {_machine(part['hardware'])}"]
+        parts[-1] += " What the columns mean: docs/alignment.md."
+        for name in dict.fromkeys(row["sampler"] for row in part["rows"]):
+            rows = [row for row in part["rows"] if row["sampler"] == name]
+            parts += ["", f"Written {name}:", "", table(rows, POLICY_COLUMNS)]
     if "training" in results:
         parts += ["", *training_section(results["training"], table)]
     return "\n".join(parts) + "\n"

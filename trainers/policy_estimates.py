@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from transformers.modeling_utils import unwrap_model
+from transformers import PreTrainedConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ..modeling_llada.masked_diffusion import masked_cross_entropy
 from ..modeling_llada.noisy_and_clean import lay_out_noisy_and_clean
@@ -35,8 +34,13 @@ from ..modeling_llada.token_losses import CHUNK
 from .diffusion_trainer import find_mask_token_id
 
 
+def _config(model: Any) -> PreTrainedConfig:
+    # wrappers of data parallelism hold the model in `module`
+    return getattr(model, "module", model).config
+
+
 def _mask_token_id(model: Any) -> int:
-    return find_mask_token_id(unwrap_model(model).config)
+    return find_mask_token_id(_config(model))
 
 
 def _masked(noisy_ids: torch.Tensor, completion_ids: torch.Tensor) -> torch.Tensor:
@@ -445,9 +449,7 @@ def block_elbo(
     clean_ids = torch.cat([noisy_ids[:, 0, :-length], completion_ids], dim=1).repeat_interleave(draws, dim=0)
 
     def see(input_ids: torch.Tensor, logits_to_keep: torch.Tensor, attention_mask=None, **arguments) -> Any:
-        layout = lay_out_noisy_and_clean(
-            unwrap_model(model).config, input_ids, clean_ids, block_length, attention_mask
-        )
+        layout = lay_out_noisy_and_clean(_config(model), input_ids, clean_ids, block_length, attention_mask)
         if "labels" not in arguments:
             # the losses of tokens are about the noisy half, and logits are about both
             logits_to_keep = torch.nn.functional.pad(logits_to_keep, (0, logits_to_keep.shape[1]))
