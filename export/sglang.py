@@ -26,7 +26,7 @@ _IN_MEMORY = re.compile(r"^model\.embed_tokens\.|\.self_attn\.|\.mlp\.experts\.g
 _MERGED_EXPERTS = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj)$")
 # settings that are carried over, or that SGLang decides by itself
 _CARRIED_OVER = {"block_length", "editing_threshold", "max_post_steps", "threshold"}
-_OWN_BUSINESS = {"delete_token_id", "kv_cache", "mask_token_id", "output_trace", "split_token_id"}
+_OWN_BUSINESS = {"delete_token_id", "kv_cache", "mask_token_id", "output_trace", "split_token_id", "trace_top_k"}
 
 
 @dataclass(frozen=True)

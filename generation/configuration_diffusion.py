@@ -65,6 +65,12 @@ class LoopSettings(Fields):
         "Whether the output holds a [`~llada.generation.listeners.trace.Trace`] of every step. Implies "
         "`return_dict_in_generate`.",
     )
+    trace_top_k: int | None = setting(
+        int,
+        "How many of the likeliest tokens the trace keeps for each position that a step writes, with their "
+        "probabilities. None by default. Every step then waits for the device once more.",
+        least=1,
+    )
 
 
 # every field that a GenerationConfig does not have

@@ -321,7 +321,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         if criteria:
             listeners.append(CriteriaStopper(canvas, criteria, fill))
         settings = {name: value for name, value in config.to_diff_dict().items() if name != "compile_config"}
-        recorder = TraceRecorder(canvas, settings) if config.output_trace else None
+        recorder = TraceRecorder(canvas, settings, config.trace_top_k or 0) if config.output_trace else None
         feed = None
         if call.streamer is not None:
             feed = StreamFeed(call.streamer, canvas, call.num_positions, by_block=revision.revises or bool(criteria))

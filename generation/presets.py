@@ -181,6 +181,7 @@ _NOT_SAMPLING = frozenset(
         "return_dict_in_generate",
         "split_token_id",
         "stop_strings",
+        "trace_top_k",
         "transformers_version",
         *REFUSED,
     }

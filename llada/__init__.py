@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .generation.listeners.terminal import TerminalStreamer
     from .generation.listeners.trace import Trace
     from .generation.presets import preset
+    from .generation.views.replay import Replay
     from .modeling_llada.causal_conversion import from_causal
     from .trainers.data.data_collator import DataCollatorForMaskedDiffusion
     from .trainers.data.preference_collator import DataCollatorForMaskedPreference
@@ -96,6 +97,7 @@ __all__ = [
     "LLaDAPreTrainingConfig",
     "LLaDASFTConfig",
     "LLaDASFTTrainer",
+    "Replay",
     "SampleCallback",
     "TerminalStreamer",
     "Trace",
@@ -118,6 +120,7 @@ _LAZY = {
     "LLaDAPreTrainingConfig": ".trainers.pretraining_config",
     "LLaDASFTConfig": ".trainers.sft_config",
     "LLaDASFTTrainer": ".trainers.sft_trainer",
+    "Replay": ".generation.views.replay",
     "SampleCallback": ".trainers.sampling_callback",
     "TerminalStreamer": ".generation.listeners.terminal",
     "Trace": ".generation.listeners.trace",

@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> None:
     conversation = Conversation(model, tokenizer, settings, args)
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed:
+        args.stats = True
         print("Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, /help lists the rest, Ctrl-D ends.")
     for line in typed_messages() if typed else piped_messages():
         if not line.strip():

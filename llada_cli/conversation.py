@@ -6,18 +6,26 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .sampling import chat_inputs, read_setting, sample, show
+from .infill import mask_gaps
+from .sampling import chat_inputs, check_picture, read_setting, sample, show
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llada import Trace
+
+# what a trace takes is little beside a forward pass
+_TRACED = {"output_trace": True, "trace_top_k": 5}
 HELP = """\
 /new               forget the conversation
 /system TEXT       what the model is told before it, nothing without TEXT
 /steps N           number of denoising steps of an answer
 /set NAME=VALUE    any other setting, see DiffusionGenerationConfig; all that are set without NAME
+/infill TEXT       the text with its gaps filled, ___ for one token, ___4 for four; no part of the conversation
+/trace FILE        how the last answer came about: .html to step through, .svg to watch, .png or .json
 /save FILE         add the conversation to a .jsonl file, which `llada sft` trains on
+/load FILE         go on with the last conversation in such a file
 /help              this list
 /exit              end, as Ctrl-D does
 Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer.
@@ -45,14 +53,18 @@ class Conversation:
         self.model, self.tokenizer, self.settings, self.args = model, tokenizer, settings, args
         self.system = ""
         self.turns: list[dict[str, str]] = []
+        self.trace: Trace | None = None
         self.commands = {
             "/exit": None,
             "/help": self._help,
+            "/infill": self._infill,
+            "/load": self._load,
             "/new": self._new,
             "/save": self._save,
             "/set": self._set,
             "/steps": self._steps,
             "/system": self._system,
+            "/trace": self._trace,
         }
 
     @property
@@ -64,8 +76,9 @@ class Conversation:
         """Shows the answer to a question. Both are kept once the answer is there."""
         asked = {"role": "user", "content": question}
         inputs = chat_inputs(self.tokenizer, [*self.messages, asked])
-        sequences = sample(self.model.generate, inputs, self.settings, self.args)
-        answer, *_ = show(sequences[:, inputs["input_ids"].shape[1] :], self.tokenizer, self.settings)
+        output = sample(self.model.generate, inputs, self.tokenizer, self.settings | _TRACED, self.args)
+        self.trace = output.trace[0]
+        answer, *_ = show(output.sequences[:, inputs["input_ids"].shape[1] :], self.tokenizer, self.settings)
         self.turns += [asked, {"role": "assistant", "content": answer}]
 
     def obey(self, line: str) -> bool:
@@ -117,6 +130,42 @@ class Conversation:
         # one field alone: what it may not stand beside is seen when it is used
         DiffusionGenerationConfig(**{name: value}).validate()
         self.settings[name] = value
+
+    def _infill(self, text: str) -> None:
+        inputs = self.tokenizer(mask_gaps(text, self.model, self.tokenizer), return_tensors="pt")
+        settings = {name: value for name, value in self.settings.items() if name != "max_new_tokens"} | _TRACED
+        # the text before the first gap belongs to what is shown
+        settings.pop("streamer", None)
+        output = sample(self.model.infill, inputs, self.tokenizer, settings, self.args)
+        self.trace = output.trace[0]
+        show(output.sequences, self.tokenizer, settings)
+
+    def _trace(self, file: str) -> None:
+        from llada import Replay
+
+        if not file:
+            raise ValueError("Where to? Write /trace FILE, with a name that ends in .html, .svg, .png or .json.")
+        if self.trace is None:
+            raise ValueError("There is no answer yet.")
+        path = Path(file).expanduser()
+        check_picture(path)
+        Replay(self.trace, self.tokenizer).save(path)
+        print(f"Written to {shlex.quote(str(path))}.")
+
+    def _load(self, file: str) -> None:
+        if not file:
+            raise ValueError("From where? Write /load FILE.")
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        try:
+            messages = json.loads(lines[-1])["messages"]
+            turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+        except (IndexError, KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError(
+                f"{file} holds no conversation in its last line; /save FILE writes such a file."
+            ) from None
+        self.system = "".join(turn["content"] for turn in turns if turn["role"] == "system")
+        self.turns = [turn for turn in turns if turn["role"] != "system"]
+        print(f"{len(self.turns)} turns.")
 
     def _save(self, file: str) -> None:
         if not file:

@@ -18,8 +18,8 @@ def run(args: argparse.Namespace) -> None:
         inputs = chat_inputs(tokenizer, [{"role": "user", "content": prompt}])
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
-    sequences = sample(model.generate, inputs, settings, args)
-    show(sequences[:, inputs["input_ids"].shape[1] :], tokenizer, settings)
+    output = sample(model.generate, inputs, tokenizer, settings, args)
+    show(output.sequences[:, inputs["input_ids"].shape[1] :], tokenizer, settings)
 
 
 __all__ = ["add_parser", "run"]

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from .errors import check_text
 if TYPE_CHECKING:
     import torch
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+    from llada.generation.mixin import DiffusionGenerateOutput
 
 # fields of the generation config that have an option of their own
 _FIELDS = ("max_new_tokens", "block_length", "steps", "threshold", "temperature", "num_return_sequences")
@@ -40,6 +43,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device-map", help="how to spread the model, e.g. auto (needs accelerate)")
     parser.add_argument("--no-stream", action="store_true", help="print the text only when it is finished")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that every step is shown")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="write how it came about: .html to step through, .svg to watch, .png or .json",
+    )
     parser.add_argument("--stats", action="store_true", help="say how many forward passes and seconds it took")
 
 
@@ -95,7 +104,26 @@ def load(args: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenize
     shows_one = next((count for count in counts if count is not None), 1) == 1
     if sys.stdout.isatty() and shows_one and not args.no_stream:
         settings["streamer"] = TerminalStreamer(tokenizer, delay=args.delay, mask_token_id=model.config.mask_token_id)
+    if args.trace:
+        if not shows_one:
+            raise ValueError("`--trace` shows how one text came about; leave out `--num-return-sequences`.")
+        check_picture(args.trace)
+        settings |= {"output_trace": True, "trace_top_k": 5}
     return model, tokenizer, settings
+
+
+def check_picture(path: Path) -> None:
+    """
+    Sees to it that a trace can be written, before there is one.
+
+    Raises:
+        ValueError: If the name does not say in which format, or there is no such folder.
+    """
+    from llada.generation.views.replay import check_format
+
+    check_format(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"There is no folder {path.absolute().parent} to write {path.name} to; make it first.")
 
 
 def read_setting(item: str) -> tuple[str, Any]:
@@ -137,10 +165,17 @@ def chat_inputs(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, s
 
 
 def sample(
-    function: MethodType, inputs: "BatchEncoding", settings: dict[str, Any], args: argparse.Namespace
-) -> "torch.Tensor":
+    function: MethodType,
+    inputs: "BatchEncoding",
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+) -> "DiffusionGenerateOutput":
     """
-    Calls `model.generate` or `model.infill`, and reports what it took if asked to.
+    Calls `model.generate` or `model.infill`, reports what it took and writes how it came about, if asked to.
+
+    Returns:
+        [`~llada.generation.mixin.DiffusionGenerateOutput`]: The sequences, and their traces if they are asked for.
 
     Raises:
         ValueError: If the tokens are not those of the model.
@@ -161,7 +196,12 @@ def sample(
             f"{output.tokens_per_forward.mean():.1f} tokens each",
             file=sys.stderr,
         )
-    return output.sequences
+    if args.trace:
+        from llada.generation.views.replay import Replay
+
+        Replay(output.trace[0], tokenizer).save(args.trace)
+        print(f"How it came about is in {args.trace}.", file=sys.stderr)
+    return output
 
 
 def show(rows: "torch.Tensor", tokenizer: "PreTrainedTokenizerBase", settings: dict[str, Any]) -> list[str]:

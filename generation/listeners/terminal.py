@@ -15,8 +15,9 @@ from transformers.generation.streamers import BaseStreamer
 from ..printable import printable
 
 
-# how a piece of text looks: not yet decided, decided in this step, decided but not yet settled, settled
-MASKED, NEW, DRAFT, SETTLED = "\033[2m", "\033[1;32m", "\033[36m", ""
+# how a piece of text looks: not yet decided, decided in this step, decided but not yet settled, settled. The green and
+# the blue of the 256 colours are as far from white as from black
+MASKED, NEW, DRAFT, SETTLED = "\033[2m", "\033[1;38;5;28m", "\033[38;5;31m", ""
 PLAIN = "\033[0m"
 
 # number of settled tokens that the next ones are decoded with, so that the space between comes out right
@@ -185,10 +186,12 @@ class TerminalStreamer(BaseStreamer):
         self.open = "".join(char for char, _ in growing)
         # what would not fit on the screen could not be drawn over
         lines = _wrap([(self.open, SETTLED), *pieces], columns - 1)[: screen - 1]
-        if self.rows:
-            self.file.write("\r" + (f"\033[{self.rows - 1}A" if self.rows > 1 else "") + "\033[J")
-        self.file.writelines(f"{self._paint(line)}\n" for line in finished)
-        self.file.write("\n".join(map(self._paint, lines)))
+        # line by line: erasing all that is below would push it into the history of some terminals
+        up = f"\033[{self.rows - 1}A" if self.rows > 1 else ""
+        drawn = [f"{self._paint(line)}\033[K" for line in [*finished, *lines]]
+        stale = self.rows - len(drawn)
+        down = "\n\033[K" * stale + f"\033[{stale}A" if stale > 0 else ""
+        self.file.write(("\r" if self.rows else "") + up + "\n".join(drawn) + down)
         self.file.flush()
         self.rows = len(lines)
 

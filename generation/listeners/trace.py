@@ -9,6 +9,8 @@ import torch
 
 from ..canvas import Canvas, Delta
 from ..denoising import Listener
+from ..proposal import Proposal
+from ..regions import Block
 
 
 @dataclass
@@ -27,6 +29,9 @@ class TraceEvent:
             Their new tokens.
         confidence (`list[float]`):
             How sure the model was of each, between 0 and 1.
+        alternatives (`list[list[tuple[int, float]]]`):
+            With `trace_top_k`, for each position the likeliest tokens and their probabilities, the likeliest first.
+            None for a position that the model was not asked about in this step.
         end, fill (`int`, *optional*):
             Where the sequence ended after the step, if it did, and the token that what follows was filled with.
         inserted (`list[int]`):
@@ -42,6 +47,7 @@ class TraceEvent:
     inserted: list[int] = field(default_factory=list)
     end: int | None = None
     fill: int | None = None
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 @dataclass
@@ -124,6 +130,8 @@ class Trace:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
         events = [TraceEvent(**event) for event in values.pop("events")]
+        for event in events:
+            event.alternatives = [[(token, share) for token, share in likely] for likely in event.alternatives]
         return cls(events=events, **values)
 
 
@@ -136,15 +144,26 @@ class TraceRecorder(Listener):
             The canvas before the first step.
         settings (`dict`):
             The generation config.
+        top_k (`int`, *optional*, defaults to 0):
+            How many of the likeliest tokens to keep for each position that changes.
     """
 
-    def __init__(self, canvas: Canvas, settings: dict):
+    def __init__(self, canvas: Canvas, settings: dict, top_k: int = 0):
+        self.top_k = top_k
         # left out of the traces
         self.padding = canvas.padding.tolist()
         rows = zip(canvas.tokens.tolist(), self.padding, canvas.ends.tolist(), strict=True)
         self.traces = [
             Trace(tokens[start:end], [], canvas.mask_token_id, settings=settings) for tokens, start, end in rows
         ]
+
+    def on_proposal(self, proposal: Proposal, canvas: Canvas, block: Block) -> None:
+        if self.top_k:
+            tokens, probabilities = proposal.top(min(self.top_k, proposal.logits.shape[1]))
+            self.likely = {
+                divmod(place, proposal.shape[1]): list(zip(*pair, strict=True))
+                for place, *pair in zip(proposal.index.tolist(), tokens.tolist(), probabilities.tolist(), strict=True)
+            }
 
     def on_step(self, canvas: Canvas, delta: Delta) -> None:
         rows, positions = delta.positions.nonzero(as_tuple=True)
@@ -155,6 +174,8 @@ class TraceRecorder(Listener):
             event.positions.append(position - self.padding[row])
             event.tokens.append(token)
             event.confidence.append(confidence)
+            if self.top_k:
+                event.alternatives.append(self.likely.get((row, position), []))
         if delta.repeats is not None:
             rows, positions = delta.repeats.nonzero(as_tuple=True)
             repeated = (rows, positions, delta.repeats[rows, positions])

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from llada import Trace
 from llada_cli import main
 
 
@@ -145,6 +147,11 @@ def test_settings_are_listed_beside_the_preset(chat) -> None:
         ("/steps many", "`steps` must be a positive"),
         ("/save", "Write /save FILE."),
         ("/save nowhere.jsonl", "There is nothing to save yet."),
+        ("/trace", "Write /trace FILE, with a name that ends in .html"),
+        ("/trace answer.html", "There is no answer yet."),
+        ("/load", "Write /load FILE."),
+        ("/load nowhere.jsonl", "No such file or directory"),
+        ("/infill no gap", "'no gap' has no gap; write ___"),
     ],
     ids=lambda value: value.split()[0] if value.startswith("/") else "",
 )
@@ -164,9 +171,36 @@ def test_a_file_that_cannot_be_written_ends_nothing(chat, asked, capsys, tmp_pat
     assert "No such file or directory" in capsys.readouterr().err
 
 
+def test_a_conversation_goes_on_where_it_was_saved(chat, asked, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "saved.jsonl"
+    chat(f"/system Be brief.\r{QUESTION}\r/save {file}\r{CTRL_D}")
+    _, written = chat(f"/load {file}\r{OTHER_QUESTION}\r{CTRL_D}")
+    assert "2 turns." in written
+    assert [turn["content"] for turn in asked[-1]] == ["Be brief.", QUESTION, FACT.name, OTHER_QUESTION]
+
+    file.write_text('{"text": "no conversation"}\n', encoding="utf-8")
+    chat(f"/load {file}\r{CTRL_D}")
+    assert "holds no conversation in its last line; /save FILE writes such a file" in capsys.readouterr().err
+
+
+def test_an_answer_is_drawn_and_a_gap_filled(chat, capsys, tmp_path: Path) -> None:
+    page, trace = tmp_path / "answer.html", tmp_path / "gap.json"
+    lines = [QUESTION, f"/trace {page}", f"/infill ___2 is {FACT.description}", f"/trace {trace}", "/trace a.gif"]
+    status, written = chat("".join(f"{line}\r" for line in lines) + CTRL_D)
+
+    assert status == 0
+    assert FACT.name in page.read_text(encoding="utf-8")
+    assert FACT.sentence in written
+    assert TOKENIZER.decode(Trace.load(trace).final, skip_special_tokens=True) == FACT.sentence
+    printed = capsys.readouterr().err
+    assert "'a.gif' is none of them; write a.html" in printed
+    # how long each took
+    assert len(re.findall(r"^\d+ forward passes in \d+\.\d\d s, \d\.\d tokens each$", printed, re.MULTILINE)) == 2
+
+
 def test_help_names_every_command(chat) -> None:
     _, written = chat(f"/help\r{CTRL_D}")
-    for command in ("/help", "/new", "/system", "/set", "/steps", "/save", "/exit"):
+    for command in ("/help", "/new", "/system", "/set", "/steps", "/infill", "/trace", "/save", "/load", "/exit"):
         assert f"\n{command} " in written
 
 

@@ -13,6 +13,7 @@ from installed_wheel import ROOT
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 import llada
+from llada import Trace
 from llada.generation import DiffusionGenerateOutput
 from llada.generation.configuration_diffusion import SETTINGS
 from llada_cli import COMMANDS, main
@@ -93,7 +94,7 @@ def test_text_grows_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         written = sys.stdout.getvalue()
         assert FACT.sentence in written
         # what stands before the first gap is drawn, too: here nothing, and both gaps
-        assert ("░" in written and "\033[J" in written) == streams
+        assert ("░" in written and "\033[K" in written) == streams
 
 
 def test_settings_reach_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +323,40 @@ def test_statistics_go_to_standard_error(capsys: pytest.CaptureFixture) -> None:
     captured = capsys.readouterr()
     assert captured.out == f"{FACT.description}\n"
     assert re.search(r"^2 forward passes in \d+\.\d\d s, \d\.\d tokens each$", captured.err, re.MULTILINE)
+
+
+def test_how_it_came_about_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "trace.json"
+    assert main(["generate", DEMO, f"{FACT.name} is", "--trace", str(file)]) == 0
+    trace = Trace.load(file)
+    assert TOKENIZER.decode(trace.final, skip_special_tokens=True) == FACT.sentence
+    assert all(len(likely) == 5 for event in trace.events for likely in event.alternatives)
+    assert f"How it came about is in {file}." in capsys.readouterr().err
+
+    picture = tmp_path / "gap.svg"
+    assert main(["infill", DEMO, f"___2 is {FACT.description}", "--trace", str(picture)]) == 0
+    assert f"<title>{FACT.sentence}</title>".replace("'", "&#x27;") in picture.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trace", "a.gif"], "'a.gif' is none of them; write a.html"),
+        (["--trace", "nowhere/a.html"], "There is no folder .*nowhere to write a.html to; make it first"),
+        (
+            ["--trace", "a.html", "--num-return-sequences", "2", "--temperature", "1"],
+            "`--trace` shows how one text came about; leave out `--num-return-sequences`",
+        ),
+    ],
+)
+def test_a_trace_that_cannot_be_written_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", DEMO, "Who", *options]) == 1
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err) and captured.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", [["--num-return-sequences", "3"], ["--set", "num_return_sequences=3"]])

@@ -24,14 +24,13 @@ class Terminal(io.StringIO):
         return True
 
     def write(self, text: str) -> int:
-        for match in re.finditer(r"\033\[(\d*)[;\d]*([AJm])|(.)", text, re.DOTALL):
+        for match in re.finditer(r"\033\[(\d*)[;\d]*([AKm])|(.)", text, re.DOTALL):
             count, escape, char = match.groups(default="")
             if escape == "A":
                 self.row -= int(count)
                 # a real screen cannot go above its top
                 assert self.row >= max(0, len(self.screen) - self.lines)
-            elif escape == "J":
-                del self.screen[self.row + 1 :]
+            elif escape == "K":
                 self.screen[self.row] = self.screen[self.row][: self.column]
             elif char == "\r":
                 self.column = 0
@@ -40,7 +39,8 @@ class Terminal(io.StringIO):
                 self.screen += [""] * (self.row + 1 - len(self.screen))
             elif char:
                 assert char.isprintable()
-                self.screen[self.row] = self.screen[self.row][: self.column] + char
+                line = self.screen[self.row]
+                self.screen[self.row] = line[: self.column] + char + line[self.column + 1 :]
                 self.column += 1
                 # the streamer breaks lines itself
                 assert self.column < self.columns
@@ -174,6 +174,23 @@ def test_long_texts_scroll(demo, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, terminal.screen)) < 30
     # lines are broken between words
     assert {line.split()[-1] for line in terminal.screen if line} <= {"Moss", "goldsmith", "carpenter?", "is"}
+
+
+def test_lines_that_are_no_longer_needed_are_blank(demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer, _ = demo
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal = Terminal(columns=30)
+    streamer = TerminalStreamer(tokenizer, file=terminal)
+    streamer.put(row([0]))
+    long, short = (tokenizer.convert_tokens_to_ids([word] * 9) for word in ("goldsmith", "is"))
+    streamer.put_draft(row(long))
+    assert [len(line.split()) for line in terminal.screen] == [2, 2, 2, 2, 1]
+    # a revision took all of it back
+    streamer.put_draft(row(short))
+    assert [line.split() for line in terminal.screen] == [["is"] * 9, [], [], [], []]
+    streamer.put(row(short))
+    streamer.end()
+    assert terminal.row == 1
 
 
 def test_characters_are_shown_when_they_are_whole(tiny_tokenizer, terminal: Terminal) -> None:

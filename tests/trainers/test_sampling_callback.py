@@ -90,7 +90,7 @@ def test_control_characters_reach_no_terminal(sampled, monkeypatch):
     evil = "\x1b]0;title\x07\u202e1+1=\x9b2J"
     file = _Terminal()
     _, callback, written = sampled(prompts=[evil], freq=2, file=file)
-    drawn = re.sub(r"\x1b\[[\d;]*[mAJ]|\r", "", written)
+    drawn = re.sub(r"\x1b\[[\d;]*[mAK]|\r", "", written)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", drawn + callback.table[0][1] + callback.table[0][3])
 
 
