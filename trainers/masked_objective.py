@@ -1,6 +1,6 @@
 """The objective of pre-training and fine-tuning: the bound on the likelihood, its noise, its metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -116,8 +116,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         labels: torch.Tensor,
         inputs: dict[str, Any],
         **options: Any,
-    ) -> TokenLossOutput:
-        """What the model, possibly wrapped, says of a noisy batch. Arguments as in `_lay_out`, and of `forward`."""
+    ) -> Any:
+        """The [`TokenLossOutput`] of a noisy batch, from a model that may be wrapped. Arguments as in `_lay_out`."""
         packed = None
         if "attention_mask" in inputs and self._packs_rows(self.model.training):
             packed = pack_rows(inputs["attention_mask"])
@@ -167,9 +167,10 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
         input_ids, labels = inputs["input_ids"], inputs["labels"]
         rank, num_ranks = self._data_parallel
         key = (self.args.seed, "train", self.state.global_step)
-        mask, block_length = self.forward_process, self._find_block_length(training=True)
+        mask: Callable[..., MaskedBatch] = self.forward_process
+        block_length = self._find_block_length(training=True)
         if self.args.mask_ratio_per_block and block_length:
-            seen = {name: inputs.get(name) for name in ("attention_mask", "document_ids")}
+            seen: dict[str, Any] = {name: inputs.get(name) for name in ("attention_mask", "document_ids")}
             mask = partial(mask_by_block, self.forward_process, block_length, **seen)
         batch = mask(
             input_ids,
