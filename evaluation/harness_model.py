@@ -11,6 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -215,6 +216,10 @@ class LLaDALM(HFLM):
         return super().apply_chat_template(chat_history, add_generation_prompt)
 
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        folder = Path(pretrained)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            base = PeftConfig.from_pretrained(pretrained).base_model_name_or_path or "CHECKPOINT"
+            raise ValueError(f"{pretrained} is an adapter; write `pretrained={base},peft={pretrained}`.")
         super()._get_config(pretrained, **kwargs)
         _check_config(self.config, pretrained)
 

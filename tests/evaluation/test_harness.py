@@ -20,6 +20,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tiny_models import tiny_llada2_moe
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from llada import LLaDAModelLM
@@ -27,6 +28,7 @@ from llada.evaluation import choose_label, is_greedy, log_likelihood
 from llada.evaluation.harness_model import LLaDALM
 from llada.evaluation.harness_tasks import TASKS_FOLDER, load_facts
 from llada.evaluation.harness_writing import cut
+from llada.evaluation.likelihood import are_greedy
 
 
 DEMO = str(DEMO_FOLDER)
@@ -365,6 +367,42 @@ def test_answers_of_another_model_are_not_taken(tmp_path: Path, harness) -> None
 def test_the_tasks_need_the_facts_of_a_demo(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Run it, and write `--model_args pretrained=` and that folder"):
         load_facts(pretrained=str(tmp_path))
+
+
+def test_a_model_that_writes_block_by_block_is_scored_so(tiny_tokenizer) -> None:
+    special = {"mask_token_id": 300, "bos_token_id": 295, "eos_token_id": 299, "pad_token_id": 299}
+    model = tiny_llada2_moe(vocab_size=320, max_position_embeddings=64, **special)
+    harness = LLaDALM(model, tokenizer=tiny_tokenizer, estimator="exact", block_length=4, cfg_scale=0.5, batch_size=3)
+    pairs = [("2+2=", "4"), ("2+2=", "5"), ("3+1", "=4, so"), ("1", "+1=2")]
+    found = score(harness, *pairs)
+    expected = log_likelihood(
+        model, tiny_tokenizer, *zip(*pairs, strict=True), estimator="exact", block_length=4, cfg_scale=0.5
+    )
+    assert [value for value, _ in found] == pytest.approx(expected.log_likelihood.tolist(), abs=1e-4)
+    assert harness.settings()["scoring"]["block_length"] == 4
+    # what it writes, the surest token of a block in every step, is what is greedy
+    settings = {"threshold": None, "max_denoising_steps": 4, "eos_early_stop": False, "kv_cache": None}
+    for prompt, length in (("2+2=", 8), ("3+1", 5)):
+        ids = tiny_tokenizer(prompt, return_tensors="pt")["input_ids"]
+        written = model.generate(ids, max_new_tokens=length, block_length=4, cfg_scale=0.5, **settings)
+        other = written.clone()
+        other[0, -1] = (other[0, -1] + 1) % 256
+        texts = [(row[0], ids.shape[1]) for row in (written, other)]
+        assert are_greedy(model, texts, cfg_scale=0.5, block_length=4) == [True, False]
+        text = tiny_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        assert write(harness, [prompt], max_gen_toks=length, **settings) == [text]
+
+
+def test_the_batch_size_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = LLaDALM(MODEL, tokenizer=TOKENIZER, batch_size="auto", max_batch_size=4, num_draws=8)
+    assert write(harness, [ROWS[0]["forward"]] * 2, max_gen_toks=4) == [ROWS[0]["description"]] * 2
+    assert harness.rows == 4
+
+
+def test_an_adapter_is_no_checkpoint(tmp_path: Path) -> None:
+    LoraConfig(target_modules=["q_proj"], base_model_name_or_path=DEMO).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is an adapter; write `pretrained={DEMO},peft={tmp_path}`"):
+        LLaDALM(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Published numbers as data: that they are complete, right, and can be run."""
 
+import re
 from pathlib import Path
 
 import pytest
+from installed_wheel import ROOT
 from lm_eval._cli.harness import HarnessCLI
 
 from llada import DiffusionGenerationConfig, preset
@@ -168,3 +170,29 @@ def test_files_that_are_wrong(text, message, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_recipes(path)
+
+
+def row_of(recipe) -> str:
+    """The line of a recipe in the table of docs/evaluation.md."""
+    settings = recipe.model_args
+    if "estimator" in settings:
+        how = "one masked token" if settings["num_draws"] == 1 else f"{settings['num_draws']} draws"
+        how += f", guidance {settings['cfg_scale']}" if settings["cfg_scale"] else ""
+    elif "preset" in settings:
+        how = f"preset `{settings['preset']}`"
+    else:
+        how = f"{settings['max_new_tokens']} tokens, blocks of {settings['block_length']}"
+        how += f", `suppress_eos={settings['suppress_eos']}`" if "suppress_eos" in settings else ""
+    task = f"`{recipe.harness_task}`" if recipe.harness_task else "not in the harness"
+    published = "" if recipe.published is None else f"{recipe.published:g}"
+    others = ", ".join(
+        f"{entry['value']:g} ({entry['who']}{', ' + str(entry['length']) if 'length' in entry else ''})"
+        for entry in recipe.reproduced_by
+    )
+    return f"| `{recipe.name}` | {task} | {recipe.num_fewshot} | {how} | {published} | {others} |"
+
+
+def test_the_table_of_the_documentation_is_that_of_the_files() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if re.match(r"\| `llada[^`]*/", line)]
+    assert shown == [row_of(recipe) for recipe in RECIPES.values() if not recipe.name.startswith("llada-demo/")]
