@@ -78,12 +78,17 @@ OURS, BLOCKS, FULL, CAUSAL = "ours", "ours, block diffusion", "all logits", "cau
 class AllLogitsLLaDA(LLaDAModelLM):
     """What a training step is without care for memory: the cross entropy of all positions, the masked ones counted."""
 
-    def forward(self, labels=None, logits_to_keep=None, token_losses=False, **inputs) -> TokenLossOutput:
+    def forward(
+        self, labels=None, logits_to_keep=None, token_losses=False, loss_weights=None, **inputs
+    ) -> TokenLossOutput:
         logits = super().forward(**inputs).logits
         flat, targets = logits.flatten(0, 1).float(), labels.flatten()
         losses = nn.functional.cross_entropy(flat, targets, reduction="none").view(labels.shape)
         correct = flat.detach().argmax(dim=1).view(labels.shape) == labels
-        return TokenLossOutput(token_losses=losses * logits_to_keep, correct=correct & logits_to_keep)
+        loss = (losses * logits_to_keep * loss_weights).sum()
+        return TokenLossOutput(
+            loss=loss, token_losses=losses.detach() * logits_to_keep, correct=correct & logits_to_keep
+        )
 
 
 def make_step(kind: str, ratio: float, shape: StepShape, folder: Path) -> Callable[[], float]:

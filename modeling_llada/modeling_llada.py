@@ -366,6 +366,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
         output_router_logits: bool | None = None,
         token_losses: bool = False,
         entropy_temperature: float | None = None,
+        loss_weights: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
@@ -398,17 +399,23 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
                 no others.
             entropy_temperature (`float`, *optional*):
                 With `token_losses`, also return the entropy of every prediction, of logits that are divided by it.
+            loss_weights (`torch.FloatTensor` of the shape of `labels`, *optional*):
+                With `token_losses`, what each of them counts in the `loss` that is returned then. It has the gradient,
+                which is computed together with the logits, and `token_losses` has none. Not for a model that FSDP or
+                ZeRO-3 spread over processes, whose gradients are there in the backward pass only.
 
         Returns:
             [`~transformers.modeling_outputs.MaskedLMOutput`] with `logits` of shape `(batch, kept, vocab_size)`, or
             `(num_true, vocab_size)` for a boolean mask, in the dtype of the model (LLaDA2: float32), and `loss` if
             `labels` are given. With `output_router_logits`, a [`~router_losses.MoeMaskedLMOutput`]; with
-            `token_losses`, a [`~token_losses.TokenLossOutput`] that has neither `logits` nor `loss`.
+            `token_losses`, a [`~token_losses.TokenLossOutput`] that has no `logits`, and a `loss` with `loss_weights`
+            only. The `aux_loss` of routers is not in the latter.
 
         Raises:
             ValueError: See [`LLaDAModel.forward`]; or if routers are to be recorded that do not exist, that the loss
                 cannot reach, or where the last layer leaves positions out; or if losses of tokens are asked for
-                without labels or mask, or their entropies without losses or at no temperature.
+                without labels or mask, their entropies without losses or at no temperature, or if there are weights
+                without losses or of another shape.
         """
         is_sampling = num_logits_to_keep is not None
         if output_router_logits is None:
@@ -430,6 +437,14 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
             raise ValueError(
                 f"`entropy_temperature={entropy_temperature}` needs `token_losses=True`, and to be above 0; write 1 "
                 "for the entropy of the model's distribution."
+            )
+        if loss_weights is not None and not (
+            token_losses and labels is not None and loss_weights.shape == labels.shape
+        ):
+            given_shape = None if labels is None else tuple(labels.shape)
+            raise ValueError(
+                f"`loss_weights` of shape {tuple(loss_weights.shape)} needs `token_losses=True` and `labels` of that "
+                f"shape, and has labels of shape {given_shape}; write one weight per label."
             )
         positions_to_keep = wanted = None
         if num_logits_to_keep is not None and isinstance(logits_to_keep, torch.Tensor):
@@ -474,8 +489,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
         if token_losses:
             assert labels is not None and isinstance(logits_to_keep, torch.Tensor), "checked above"
             output_class = TokenLossOutput
-            fields["token_losses"], fields["correct"], fields["entropies"] = chunked_cross_entropy(
-                self.lm_head, hidden_states[:, : labels.shape[1]], labels, logits_to_keep, entropy_temperature
+            states = hidden_states[:, : labels.shape[1]]
+            fields |= chunked_cross_entropy(
+                self.lm_head, states, labels, logits_to_keep, entropy_temperature, loss_weights
             )
         else:
             if wanted is None:
@@ -498,7 +514,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin, LogLikelihoodMixi
                 '`activation_checkpointing_kwargs={"use_reentrant": False}`. If no layer is trained, write '
                 "`output_router_logits=False`."
             )
-        if "loss" in fields:
+        if labels is not None and not token_losses:
             fields["loss"] = fields["loss"] + aux_loss.to(fields["loss"].device)
         output_class = TokenLossOutput if token_losses else MoeMaskedLMOutput
         return output_class(aux_loss=aux_loss, router_logits=recorded[0], router_indices=recorded[1], **fields)

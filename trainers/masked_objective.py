@@ -18,6 +18,13 @@ from .diffusion_trainer import DiffusionTrainerMixin, find_block_length, freeze_
 from .token_metrics import TrainingSums, bound_metrics, score_rows, split_kinds
 
 
+def _weights_of(reduce: Callable[[torch.Tensor], torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """What the loss of each token counts in a loss that is linear in them: its gradient."""
+    with torch.enable_grad():
+        losses = torch.zeros(labels.shape, device=labels.device, requires_grad=True)
+        return torch.autograd.grad(reduce(losses), losses)[0]
+
+
 class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
     """
     Trains the bound on the likelihood, and evaluates it. To be inherited before [`~transformers.Trainer`] or a
@@ -129,6 +136,8 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             rows = rows * labels.shape[1] + documents
         inputs = {name: packed.pack(value, 0) for name, value in {**inputs, "document_ids": rows}.items()}
         noisy_ids, scored, labels = packed.pack(noisy_ids, 0), packed.pack(scored, 0), packed.pack(labels, -100)
+        if options.get("loss_weights") is not None:
+            options["loss_weights"] = packed.pack(options["loss_weights"], 0)
         output = model(**self._lay_out(noisy_ids, scored, labels, inputs), token_losses=True, **options)
         for name in ("token_losses", "correct", "entropies"):
             if (values := getattr(output, name)) is not None:
@@ -226,18 +235,33 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             labels = labels.repeat(copies, 1)
             inputs = {name: torch.cat([value] * copies) for name, value in inputs.items()}
 
+        def reduce(row_losses: torch.Tensor) -> torch.Tensor:
+            loss = reduce_loss(row_losses, lengths, self.args.loss_normalization, num_items_in_batch)
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                # the items are those of all processes, and the gradient is averaged over them
+                loss = loss * self._data_parallel[1]
+            return loss
+
+        def reduce_tokens(losses: torch.Tensor) -> torch.Tensor:
+            return reduce(batch.sum_losses(losses, num_rows))
+
         weight = self.args.confidence_weight
-        temperature = self.args.confidence_temperature if weight else None
-        output = self._predict(model, batch.input_ids, batch.scored, labels, inputs, entropy_temperature=temperature)
+        # of a model that is spread over processes, no gradient can be taken before the backward pass
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        output = self._predict(
+            model,
+            batch.input_ids,
+            batch.scored,
+            labels,
+            inputs,
+            loss_weights=None if is_sharded else _weights_of(reduce_tokens, labels),
+            entropy_temperature=self.args.confidence_temperature if weight else None,
+        )
         aux_loss = getattr(output, "aux_loss", None)
-        row_losses = batch.sum_losses(output.token_losses, num_rows)
+        loss = reduce_tokens(output.token_losses) if is_sharded else output.loss
         if weight:
             entropies = output.entropies * (batch.masked & output.correct)
-            row_losses = row_losses + weight * entropies.sum(dim=1).view(copies, -1).mean(dim=0)
-        loss = reduce_loss(row_losses, lengths, self.args.loss_normalization, num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # the items are those of all processes, and the gradient is averaged over them
-            loss = loss * self._data_parallel[1]
+            loss = loss + weight * reduce(entropies.sum(dim=1).view(copies, -1).mean(dim=0))
         if aux_loss is not None:
             # a mean over the tokens of the micro-batch
             loss = loss + aux_loss * (1 if num_items_in_batch is None else num_rows / self._rows_in_step)

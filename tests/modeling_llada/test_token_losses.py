@@ -5,10 +5,10 @@ import torch
 from golden import load_golden
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_illada, tiny_llada, tiny_llada2_moe, tiny_llada_moe
-from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM
 
+from benchmarks.training import peak_bytes
 from llada.modeling_llada import token_losses
 
 
@@ -53,6 +53,10 @@ def _gradients(model, losses, weights):
     return {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
 
 
+def _weighted(model, ids, targets, masked, weights, **kwargs):
+    return model(ids, labels=targets, logits_to_keep=masked, token_losses=True, loss_weights=weights, **kwargs)
+
+
 def _assert_equal_to_all_logits(model, batch):
     ids, targets, masked, weights = batch
     # the last hidden state of all positions, whose gradient is that of the head's input
@@ -67,16 +71,21 @@ def _assert_equal_to_all_logits(model, batch):
     handle = norm.register_forward_hook(keep)
     expected, answers = _of_all_logits(model, ids, targets, masked)
     expected_gradients = _gradients(model, expected, weights)
-    output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True)
-    gradients = _gradients(model, output.token_losses, weights)
+    # without weights that are known before, and with them
+    for known in (None, weights / 3):
+        output = _weighted(model, ids, targets, masked, known)
+        differentiable = (output.token_losses, weights) if known is None else (output.loss, torch.full((), 3.0))
+        gradients = _gradients(model, *differentiable)
+        torch.testing.assert_close(output.token_losses, expected, rtol=0, atol=1e-6)
+        assert torch.equal(output.correct, answers)
+        assert gradients.keys() == expected_gradients.keys() and len(gradients) > 2
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(states.pop().grad, states[0].grad, rtol=0, atol=1e-6)
     handle.remove()
-    torch.testing.assert_close(output.token_losses, expected, rtol=0, atol=1e-6)
-    assert torch.equal(output.correct, answers)
-    assert gradients.keys() == expected_gradients.keys() and len(gradients) > 2
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected_gradients[name], rtol=0, atol=1e-6, msg=name)
-    torch.testing.assert_close(states[1].grad, states[0].grad, rtol=0, atol=1e-6)
-    assert states[0].grad.abs().max() > 1e-3
+    assert not output.token_losses.requires_grad
+    torch.testing.assert_close(output.loss * 3, (expected * weights).sum(), rtol=0, atol=1e-6)
+    assert len(states) == 1 and states[0].grad.abs().max() > 1e-3
     return gradients
 
 
@@ -103,19 +112,24 @@ def test_adapters_of_head_and_layers(batch, monkeypatch, dropout):
     ids, targets, masked, weights = batch
     weight = next(tensor for name, tensor in model.named_parameters() if "lm_head.lora_B" in name)
 
-    def loss():
+    def loss(is_known):
         torch.manual_seed(5)
+        if is_known:
+            return _weighted(model, ids, targets, masked, weights).loss
         output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True)
         return (output.token_losses * weights).sum()
 
-    loss().backward()
-    direction = torch.randn_like(weight)
-    expected, step = (weight.grad * direction).sum(), 1e-6
-    with torch.no_grad():
-        weight.add_(step * direction)
-        above = loss()
-        weight.sub_(2 * step * direction)
-        torch.testing.assert_close((above - loss()) / (2 * step), expected, rtol=1e-5, atol=1e-6)
+    for is_known in (False, True):
+        model.zero_grad()
+        loss(is_known).backward()
+        direction = torch.randn_like(weight)
+        expected, step = (weight.grad * direction).sum(), 1e-6
+        with torch.no_grad():
+            weight.add_(step * direction)
+            above = loss(is_known)
+            weight.sub_(2 * step * direction)
+            torch.testing.assert_close((above - loss(is_known)) / (2 * step), expected, rtol=1e-5, atol=1e-6)
+            weight.add_(step * direction)
 
 
 def test_gradients_reach_the_head_alone(batch, monkeypatch):
@@ -126,6 +140,70 @@ def test_gradients_reach_the_head_alone(batch, monkeypatch):
     expected = _gradients(model, _of_all_logits(model, ids, targets, masked)[0], weights)
     losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
     torch.testing.assert_close(_gradients(model, losses, weights), expected, rtol=0, atol=1e-6)
+    loss = _weighted(model, ids, targets, masked, weights).loss
+    torch.testing.assert_close(_gradients(model, loss, torch.ones(())), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", ["all", "layers"])
+def test_logits_are_computed_once_where_weights_are_known(batch, monkeypatch, trained):
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    ids, targets, masked, weights = batch
+    model = tiny_llada().double().train()
+    model.lm_head.requires_grad_(trained == "all")
+    calls, hooked = [], []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    if trained == "all":
+        model.lm_head.weight.register_hook(lambda gradient: hooked.append(gradient) or 2 * gradient)
+    expected = _gradients(model, _of_all_logits(model, ids, targets, masked)[0], weights)
+    del calls[:], hooked[:]
+    gradients = _gradients(model, _weighted(model, ids, targets, masked, weights).loss, torch.ones(()))
+    assert calls == [4, 4, 4, 3] and len(hooked) == (trained == "all")
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-6)
+    # nothing is kept for a gradient that nobody wants
+    with torch.no_grad():
+        assert not _weighted(model, ids, targets, masked, weights).loss.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["subclass", "float16", "entropies"])
+def test_weights_change_nothing_where_the_gradient_has_to_wait(batch, monkeypatch, kind):
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    ids, targets, masked, weights = batch
+    model, settings = tiny_llada(), {}
+    weights = weights.float()
+    if kind == "subclass":
+        weight = torch.nn.Parameter(model.lm_head.weight.data.as_subclass(type("Sharded", (torch.Tensor,), {})))
+        model.lm_head.weight = weight
+        assert type(weight) is not torch.nn.Parameter
+    elif kind == "entropies":
+        settings["entropy_temperature"] = 1.0
+    calls = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    with torch.autocast("cpu", torch.float16, enabled=kind == "float16"):
+        losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True, **settings).token_losses
+        expected = _gradients(model, losses, weights)
+        del calls[:]
+        output = _weighted(model, ids, targets, masked, weights, **settings)
+    gradients = _gradients(model, output.loss, torch.ones(()))
+    # three chunks of four are computed once more
+    assert calls[:4] == [4, 4, 4, 3] and sorted(calls[4:]) == [4, 4, 4]
+    torch.testing.assert_close(gradients, expected)
+    assert not output.token_losses.requires_grad
+
+
+def test_known_weights_in_bfloat16(batch, monkeypatch):
+    """Half of the weights, and mixed precision."""
+    monkeypatch.setattr(token_losses, "CHUNK", 4)
+    ids, targets, masked, weights = batch
+    weights = weights.float()
+    for model, is_mixed in ((tiny_llada().bfloat16(), False), (tiny_llada(), True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
+            output = _weighted(model, ids, targets, masked, weights)
+        expected = _gradients(model, losses, weights)
+        gradients = _gradients(model, output.loss, torch.ones(()))
+        assert output.loss.dtype == torch.float32 and {one.dtype for one in gradients.values()} == {model.dtype}
+        torch.testing.assert_close(output.loss, (losses * weights).sum())
+        torch.testing.assert_close(gradients, expected, rtol=0.05, atol=2e-3)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5])
@@ -138,8 +216,11 @@ def test_any_number_of_masks(batch, monkeypatch, count):
     losses = model(ids, labels=targets, logits_to_keep=masked, token_losses=True).token_losses
     expected, _ = _of_all_logits(model, ids, targets, masked)
     torch.testing.assert_close(losses, expected, rtol=0, atol=1e-6)
+    loss = _weighted(model, ids, targets, masked, weights).loss
+    torch.testing.assert_close(loss, (losses * weights).sum(), rtol=0, atol=1e-6)
     # every weight has a gradient, for which data parallelism waits
     assert len(_gradients(model, losses, weights)) == len(list(model.parameters()))
+    assert len(_gradients(model, loss, torch.ones(()))) == len(list(model.parameters()))
 
 
 def test_positions_without_a_label_are_not_scored(batch):
@@ -206,7 +287,7 @@ def test_entropies_and_their_gradients_are_those_of_all_logits(batch, monkeypatc
 def test_certain_predictions_have_a_gradient():
     states = torch.tensor([[[1000.0, -1000.0, 0.0]]], requires_grad=True)
     labels, scored = torch.zeros(1, 1).long(), torch.ones(1, 1, dtype=torch.bool)
-    *_, entropies = token_losses.chunked_cross_entropy(torch.nn.Identity(), states, labels, scored, 0.5)
+    entropies = token_losses.chunked_cross_entropy(torch.nn.Identity(), states, labels, scored, 0.5).entropies
     entropies.sum().backward()
     assert entropies.item() == 0 and torch.equal(states.grad, torch.zeros_like(states))
 
@@ -227,14 +308,31 @@ def test_temperature_of_no_entropy_is_refused(arguments):
         tiny_llada()(ids, labels=ids, logits_to_keep=ids > 0, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("weights", "arguments"),
+    [
+        (torch.ones(2, 4), {"labels": torch.ones(2, 4).long()}),
+        (torch.ones(2, 4), {}),
+        (torch.ones(2), {"labels": torch.ones(2, 4).long(), "token_losses": True}),
+    ],
+    ids=["no losses", "no labels", "shape"],
+)
+def test_weights_of_no_loss_are_refused(weights, arguments):
+    ids = torch.ones(2, 4).long()
+    with pytest.raises(ValueError, match=r"`loss_weights` of shape .* needs `token_losses=True` and `labels` of that"):
+        tiny_llada()(ids, logits_to_keep=ids > 0, loss_weights=weights, **arguments)
+
+
 def test_routers_are_recorded_beside_the_losses(batch):
-    ids, targets, masked, _ = batch
-    model = tiny_llada_moe(router_aux_loss_coef=0.1).train()
+    ids, targets, masked, weights = batch
+    model, weights = tiny_llada_moe(router_aux_loss_coef=0.1).train(), weights.float()
     output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True, output_router_logits=True)
     expected = model(ids, output_router_logits=True)
     torch.testing.assert_close(output.aux_loss, expected.aux_loss)
     assert output.aux_loss.requires_grad and len(output.router_logits) == len(expected.router_logits)
     assert output.loss is None and output.logits is None
+    loss = _weighted(model, ids, targets, masked, weights, output_router_logits=True).loss
+    torch.testing.assert_close(loss, (output.token_losses * weights).sum())
 
 
 def test_losses_of_a_golden_model():
@@ -242,7 +340,8 @@ def test_losses_of_a_golden_model():
     ids, masked = golden.expected["loss.input_ids"], golden.expected["loss.masked"]
     noisy = ids.masked_fill(masked, 300)
     model = AutoModelForMaskedLM.from_pretrained(golden.folder)
-    losses, *_ = token_losses.chunked_cross_entropy(model.lm_head, model.model(noisy).last_hidden_state, ids, masked)
+    states = model.model(noisy).last_hidden_state
+    losses = token_losses.chunked_cross_entropy(model.lm_head, states, ids, masked).token_losses
     output = model(noisy, labels=ids, logits_to_keep=masked, token_losses=True)
     torch.testing.assert_close(output.token_losses, losses)
     # the plain loss of the same labels is their mean
@@ -270,23 +369,29 @@ def test_what_is_missing_is_named(arguments):
 
 
 def _peak(model, ids, targets, masked, of_chunks, **kwargs):
-    """Most bytes that tensors hold at a time in a training step, parameters and their gradients aside."""
-    tracker = MemTracker()
-    tracker.track_external(model)
-    with tracker:
-        if of_chunks:
+    """Most bytes that a training step takes at a time, parameters and their gradients aside."""
+
+    def step():
+        if of_chunks == "known":
+            losses = _weighted(model, ids, targets, masked, torch.ones(ids.shape)).loss
+        elif of_chunks:
             output = model(ids, labels=targets, logits_to_keep=masked, token_losses=True, **kwargs)
             losses = output.token_losses if output.entropies is None else output.token_losses + output.entropies
         else:
             losses = cross_entropy(model(ids).logits.float().transpose(1, 2), targets, reduction="none") * masked
         losses.sum().backward()
-    model.zero_grad(set_to_none=True)
-    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    return peak[_MemRefType.ACT] + peak[_MemRefType.TEMP]
+
+    step()
+    model.zero_grad(set_to_none=False)
+    return peak_bytes(step)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"entropy_temperature": 0.5}], ids=["losses", "and entropies"])
-def test_peak_memory_does_not_grow_with_the_mask_ratio(kwargs):
+@pytest.mark.parametrize(
+    ("of_chunks", "kwargs"),
+    [(True, {}), ("known", {}), (True, {"entropy_temperature": 0.5})],
+    ids=["losses", "weighted", "and entropies"],
+)
+def test_peak_memory_does_not_grow_with_the_mask_ratio(of_chunks, kwargs):
     # eight chunks of a vocabulary beside which the layers are small
     model = tiny_llada(vocab_size=8192).train()
     targets = torch.randint(0, 40, (4, 256))
@@ -294,7 +399,7 @@ def test_peak_memory_does_not_grow_with_the_mask_ratio(kwargs):
     peaks = []
     for share in (0.125, 1.0):
         masked = (positions < 256 * share).expand(4, -1)
-        peaks.append(_peak(model, targets.masked_fill(masked, MASK), targets, masked, of_chunks=True, **kwargs))
+        peaks.append(_peak(model, targets.masked_fill(masked, MASK), targets, masked, of_chunks, **kwargs))
     assert max(peaks) < 1.2 * min(peaks)
     of_all = _peak(model, targets.masked_fill(masked, MASK), targets, masked, of_chunks=False)
     assert max(peaks) < (0.2 if not kwargs else 0.3) * of_all
@@ -307,3 +412,7 @@ def test_a_second_backward_pass_is_no_silent_mistake(batch):
     # the gradient lies where the probabilities were
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         losses.sum().backward()
+    loss = _weighted(tiny_llada(), ids, targets, masked, torch.ones(ids.shape)).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="The gradient of this loss was taken before; call the model again"):
+        loss.backward()
