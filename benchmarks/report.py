@@ -199,7 +199,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts[-1] += " What the columns mean: docs/alignment.md."
         for name in dict.fromkeys(row["sampler"] for row in part["rows"]):
             rows = [row for row in part["rows"] if row["sampler"] == name]
-            parts += ["", f"Written {name}:", "", table(rows, POLICY_COLUMNS)]
+            parts += ["", f"Answers written {name}:", "", table(rows, POLICY_COLUMNS)]
     if "training" in results:
         parts += ["", *training_section(results["training"], table)]
     return "\n".join(parts) + "\n"
