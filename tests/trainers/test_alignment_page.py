@@ -1,4 +1,4 @@
-"""The page on alignment: its code runs, its formulas are held by the lines that it names, its recipe is one."""
+"""The page on alignment: its code runs, the lines that it names hold its formulas, and its recipes are arguments."""
 
 import re
 
@@ -7,7 +7,7 @@ import yaml
 from installed_wheel import ROOT
 from markdown_code import run_blocks
 
-from llada import LLaDADPOConfig
+from llada import LLaDADPOConfig, LLaDAGRPOConfig
 
 
 PAGE = (ROOT / "docs" / "alignment.md").read_text(encoding="utf-8")
@@ -15,6 +15,8 @@ PAGE = (ROOT / "docs" / "alignment.md").read_text(encoding="utf-8")
 
 # transformers reads the config.json of a checkpoint without knowing its class
 @pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
+# trl switches checkpointing off for rollouts by its old name
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 def test_the_code_runs_and_prints_what_is_shown(tmp_path, monkeypatch) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)
@@ -38,11 +40,20 @@ def test_formulas_are_held_by_the_lines_that_are_named(name) -> None:
         assert f"def {function}(" in source
 
 
-def test_the_recipe_is_one(tmp_path) -> None:
-    (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    settings = yaml.safe_load(recipe)
-    args = LLaDADPOConfig(str(tmp_path), use_cpu=True, **settings)
-    assert {name: getattr(args, name) for name in settings} == settings
+RECIPES = dict(re.findall(r"^```yaml\n# (.*?)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_arguments(tmp_path, name) -> None:
+    settings = yaml.safe_load(RECIPES[name])
+    arguments_class = LLaDADPOConfig if name == "LLaDA 1.5" else LLaDAGRPOConfig
+    args = arguments_class(str(tmp_path), use_cpu=True, **settings)
+    assert {setting: getattr(args, setting) for setting in settings} == settings
+
+
+def test_every_method_has_its_recipe() -> None:
+    (header,) = re.findall(r"^\| \| (d1 .*) \|$", PAGE, re.MULTILINE)
+    assert header.split(" | ") == [*RECIPES]
 
 
 def test_every_heading_is_linked() -> None:
