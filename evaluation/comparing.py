@@ -56,7 +56,7 @@ def load_result(path: str) -> dict[str, Any]:
     return result
 
 
-def compare_results(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
+def compare_results(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float | None]:
     """
     Compares two results that were measured with the same settings.
 
@@ -65,7 +65,8 @@ def compare_results(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, 
             The results.
 
     Returns:
-        `tuple[float, float]`: By how many points the second is higher, and the standard error of that.
+        `tuple[float, float]`: By how many points the second is higher, and the standard error of that, `None` if a
+        result has none.
 
     Raises:
         ValueError: If settings differ, with the difference: the figures say nothing about the checkpoints then.
@@ -74,7 +75,8 @@ def compare_results(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, 
     if differences:
         listed = "; ".join(f"{name} is {first!r} and {second!r}" for name, (first, second) in differences.items())
         raise ValueError(f"The two were measured with unequal settings: {listed}. Measure one of them again.")
-    error = math.hypot(one["standard_error"], other["standard_error"])
+    errors = [result["standard_error"] for result in (one, other)]
+    error = None if None in errors else math.hypot(*errors)
     return other["measured"] - one["measured"], error
 
 

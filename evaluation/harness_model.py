@@ -11,6 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,13 @@ class LLaDALM(HFLM):
         names = DiffusionGenerationConfig.field_names() - _NOT_SAMPLING
         sampling = {name: kwargs.pop(name) for name in [*kwargs] if name in names}
         guidance = DiffusionGenerationConfig(**sampling).guidance
-        self.scoring = {
+        self.scoring: dict[str, Any] = {
             "estimator": estimator,
             "num_draws": check_estimator(estimator, num_draws, guidance) or None,
             "cfg_scale": guidance,
             "seed": seed,
         }
         self.check_greedy = check_greedy
-        # whether contexts are conversations, which end where an answer begins
-        self.is_chat = False
         try:
             device = device or str(torch.accelerator.current_accelerator() or "cpu")
             super().__init__(pretrained, backend="causal", device=device, **kwargs)
@@ -210,10 +209,17 @@ class LLaDALM(HFLM):
             )
         answers[_SETTINGS_KEY] = mine
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Renders a conversation, as `HFLM` does, and remembers that contexts are conversations."""
-        self.is_chat = True
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+    @cached_property
+    def turn_header(self) -> str:
+        """`str`: What the chat template writes before an answer."""
+        if self.tokenizer.chat_template is None:
+            return ""
+        question, options = [{"role": "user", "content": "?"}], {"tokenize": False, **self.chat_template_args}
+        with_header, without = (
+            self.tokenizer.apply_chat_template(question, add_generation_prompt=begins, **options)
+            for begins in (True, False)
+        )
+        return with_header.removeprefix(without) if with_header.startswith(without) else ""
 
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
         folder = Path(pretrained)
@@ -237,10 +243,10 @@ class LLaDALM(HFLM):
             self._model = PeftModel.from_pretrained(self._model, peft, config=config)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if not self.is_chat:
-            return super()._encode_pair(context, continuation)
-        # the line feeds at the end of a header belong to the conversation, not to the answer
-        return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+        if self.turn_header and context.endswith(self.turn_header):
+            # the line feeds at its end belong to the conversation, and the harness would give them to the answer
+            return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
+        return super()._encode_pair(context, continuation)
 
     def _loglikelihood_tokens(
         self,
@@ -257,20 +263,21 @@ class LLaDALM(HFLM):
                 labels.setdefault(tuple(prompt), []).append(number)
         others = [number for number, (_, answer) in enumerate(pairs) if len(answer) > 1]
         # the longest first, so that what does not fit into memory shows at once
-        groups: list[list[int]] = sorted(labels.values(), key=lambda group: -len(pairs[group[0]][0]))
+        groups = sorted(labels.values(), key=lambda group: -len(pairs[group[0]][0]))
         others.sort(key=lambda number: -len(pairs[number][0]) - len(pairs[number][1]))
         rows = self.rows
+        steps = [(self._score_labels, groups[first : first + rows]) for first in range(0, len(groups), rows)]
+        steps += [(self._score, [others[first : first + rows]]) for first in range(0, len(others), rows)]
         with tqdm(
             total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="scoring", dynamic_ncols=True
         ) as progress:
-            for step, score in ((groups, self._score_labels), (others, self._score)):
-                for first in range(0, len(step), rows):
-                    scored = score(pairs, step[first : first + rows])
-                    for number, result in scored.items():
-                        if requests[number][0] is not None:
-                            self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
-                    found |= scored
-                    progress.update(len(scored))
+            for score, step in steps:
+                scored = score(pairs, step)
+                for number, result in scored.items():
+                    if requests[number][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
+                found |= scored
+                progress.update(len(scored))
         return [found[number] for number in range(len(pairs))]
 
     def _fit(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
@@ -292,14 +299,18 @@ class LLaDALM(HFLM):
             )
         return pairs
 
-    def _score(self, pairs: list[tuple[list[int], list[int]]], numbers: list[int]) -> dict[int, tuple[float, bool]]:
+    def _score(
+        self, pairs: list[tuple[list[int], list[int]]], groups: list[list[int]]
+    ) -> dict[int, tuple[float, bool]]:
         """Scores answers by the estimator."""
+        numbers = [number for group in groups for number in group]
         prompts, answers = zip(*(pairs[number] for number in numbers), strict=True)
         scores = self.core.log_likelihood(prompts, answers, batch_size=self.rows, **self.scoring)
         greedy = [False] * len(numbers)
         if self.check_greedy:
             texts = [
-                (torch.tensor([*pairs[number][0], *pairs[number][1]]), len(pairs[number][0])) for number in numbers
+                (torch.tensor([*prompt, *answer]), len(prompt))
+                for prompt, answer in zip(prompts, answers, strict=True)
             ]
             greedy = are_greedy(
                 self.core, texts, self.scoring["cfg_scale"], self.scoring.get("block_length"), self.rows
@@ -375,6 +386,14 @@ class LLaDALM(HFLM):
             ValueError: If a setting is unknown or cannot work, before anything is written.
         """
         plans = [self.writer.plan(settings) for _, settings in (one.args for one in requests)]
+        if self.cache_hook.dbdict is not None:
+            for plan, request in zip(plans, requests, strict=True):
+                # the harness leaves out of its cache what it knows to be drawn
+                if request.repeats > 1 and plan.config.do_sample and not request.args[1].get("do_sample"):
+                    raise ValueError(
+                        f"The task {request.task_name} wants {request.repeats} draws of an answer, and the request "
+                        "cache keeps one of each; write `do_sample=True` into `--gen_kwargs`, or use no cache."
+                    )
         contexts = [self.tok_encode(request.args[0]) for request in requests]
         seen: Counter[tuple[str, str]] = Counter()
         keys = []
@@ -387,13 +406,10 @@ class LLaDALM(HFLM):
             total=len(requests), disable=disable_tqdm or self.rank != 0, desc="writing", dynamic_ncols=True
         ) as progress:
             for numbers in batches(plans, contexts, self.rows):
-                prompts = [contexts[number] for number in numbers]
-                answers = self.writer.write(
-                    plans[numbers[0]], prompts, [keys[number] for number in numbers], self.max_length
-                )
+                plan, prompts = plans[numbers[0]], [contexts[number] for number in numbers]
+                answers = self.writer.write(plan, prompts, [keys[number] for number in numbers], self.max_length)
                 for number, tokens in zip(numbers, answers, strict=True):
-                    until = plans[number].until
-                    found[number] = self._read(tokens, until)
+                    found[number] = self._read(tokens, plan.until)
                     self.cache_hook.add_partial("generate_until", requests[number].args, found[number])
                 progress.update(len(numbers))
         return [found[number] for number in range(len(requests))]

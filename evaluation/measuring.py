@@ -101,7 +101,7 @@ def run_recipe(
         ) from interruption
     if results is None:
         return None
-    value, standard_error, num_documents = _read_figure(results, own)
+    value, standard_error, num_documents = read_figure(results, own)
     info = results["config"]["llada"]
     result = {
         "recipe": recipe.name,
@@ -109,7 +109,7 @@ def run_recipe(
         "revision": info["revision"],
         "adapter": info["peft"],
         "measured": 100 * value,
-        "standard_error": 100 * standard_error,
+        "standard_error": None if standard_error is None else 100 * standard_error,
         "num_documents": num_documents,
         "published": recipe.published,
         "published_by": recipe.published_by,
@@ -151,8 +151,23 @@ def _digest(settings: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _read_figure(results: dict[str, Any], recipe: Recipe) -> tuple[float, float, int]:
-    """The figure of a task, or the mean over those that a tag stands for; its standard error; how many documents."""
+def read_figure(results: dict[str, Any], recipe: Recipe) -> tuple[float, float | None, int]:
+    """
+    Finds the figure of a recipe in the results of the harness: that of its task, or the mean over the documents of all
+    tasks that a tag stands for.
+
+    Args:
+        results (`dict[str, Any]`):
+            What `simple_evaluate` returned.
+        recipe ([`~llada.evaluation.recipes.Recipe`]):
+            The recipe.
+
+    Returns:
+        `tuple`: The figure, its standard error (`None` if it has none), and the number of documents.
+
+    Raises:
+        ValueError: If the task has no such metric.
+    """
     assert recipe.metric is not None and recipe.harness_task is not None, "a recipe that was run has both"
     name, _, kind = recipe.metric.partition(",")
     error_name = f"{name}_stderr,{kind}"
@@ -167,11 +182,14 @@ def _read_figure(results: dict[str, Any], recipe: Recipe) -> tuple[float, float,
             f"The task {recipe.harness_task} has no {recipe.metric!r}, the metric of {recipe.name}; it has {known}."
         )
     sizes = [counts.get(task, 1) for task in names]
-    values, errors = ([float(rows[task].get(key, math.nan)) for task in names] for key in (recipe.metric, error_name))
+    values, errors = ([rows[task].get(key) for task in names] for key in (recipe.metric, error_name))
     total = sum(sizes)
     value = sum(size * one for size, one in zip(sizes, values, strict=True)) / total
-    error = math.sqrt(sum((size * one) ** 2 for size, one in zip(sizes, errors, strict=True))) / total
-    return value, error, sum(counts.values())
+    error = None
+    # a metric that is no mean has none, which the harness writes as text
+    if all(isinstance(one, float) for one in errors):
+        error = math.sqrt(sum((size * one) ** 2 for size, one in zip(sizes, errors, strict=True))) / total
+    return float(value), error, sum(counts.values())
 
 
 def _departures(recipe: Recipe, own: Recipe, limit: float | None) -> dict[str, Any]:
@@ -192,4 +210,4 @@ def _versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["run_recipe"]
+__all__ = ["read_figure", "run_recipe"]

@@ -99,12 +99,16 @@ def _show(result: dict[str, Any]) -> None:
         _show_figure("published", f"{result['published']:6.2f}", result["published_by"])
     for entry in result["reproduced_by"]:
         _show_figure("reproduced", f"{entry['value']:6.2f}", entry)
-    figure = f"{result['measured']:6.2f} ± {result['standard_error']:.2f}"
+    figure = _with_error(f"{result['measured']:6.2f}", result["standard_error"])
     print(f"  measured    {figure:16}  {result['checkpoint']}, {result['num_documents']} documents")
     if departures := result["departs_from_recipe"]:
         changed = "; ".join(f"{name} is {here!r} and not {there!r}" for name, (there, here) in departures.items())
         print(f"  The settings are not those of the recipe: {changed}.")
     print(f"The result with all settings is {result['path']}.")
+
+
+def _with_error(figure: str, standard_error: float | None) -> str:
+    return figure if standard_error is None else f"{figure} ± {standard_error:.2f}"
 
 
 def _show_figure(kind: str, figure: str, about: dict[str, Any]) -> None:
@@ -132,8 +136,9 @@ def _compare(*paths: str) -> None:
     one, other = map(load_result, paths)
     difference, error = compare_results(one, other)
     for result in (one, other):
-        print(f"{result['measured']:6.2f} ± {result['standard_error']:.2f}  {result['checkpoint']}")
-    print(f"{difference:+6.2f} ± {error:.2f}  the second over the first")
+        figure = _with_error(f"{result['measured']:6.2f}", result["standard_error"])
+        print(f"{figure}  {result['checkpoint']}")
+    print(f"{_with_error(f'{difference:+6.2f}', error)}  the second over the first")
     for name in sorted({*one["versions"], *other["versions"]}):
         versions = [result["versions"].get(name) for result in (one, other)]
         if versions[0] != versions[1]:

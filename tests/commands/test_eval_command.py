@@ -11,6 +11,8 @@ from demo_checkpoint import DEMO_FOLDER, load_demo
 from llada.evaluation import log_likelihood
 from llada.evaluation.harness_model import LLaDALM
 from llada.evaluation.harness_tasks import load_facts
+from llada.evaluation.measuring import read_figure
+from llada.evaluation.recipes import Recipe
 from llada_cli import main
 
 
@@ -116,6 +118,25 @@ def test_results_of_equal_settings_are_compared(two, tmp_path: Path, capsys) -> 
     assert f"  torch is {torch.__version__} and 2.0\n" in output and "transformers is" not in output
 
 
+def test_a_figure_without_an_error_is_shown_without(two, tmp_path: Path, capsys) -> None:
+    result = json.loads(two["plain"].read_text())
+    result["standard_error"] = None
+    (tmp_path / "one.json").write_text(json.dumps(result))
+    assert main(["eval", "--compare", str(tmp_path / "one.json"), str(two["again"])]) == 0
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert "±" not in first + last and last == " +0.00  the second over the first"
+
+
+def test_a_task_that_stands_for_several_is_their_mean() -> None:
+    rows = {"a": {"acc,none": 0.5, "acc_stderr,none": 0.1}, "b": {"acc,none": 0.8, "acc_stderr,none": 0.2}}
+    results = {"results": rows, "n-samples": {"a": {"effective": 30}, "b": {"effective": 10}}}
+    recipe = Recipe("own/both", "model", harness_task="both", metric="acc,none")
+    expected = (0.575, ((30 * 0.1) ** 2 + (10 * 0.2) ** 2) ** 0.5 / 40, 40)
+    assert read_figure(results, recipe) == pytest.approx(expected)
+    rows["b"]["acc_stderr,none"] = "N/A"
+    assert read_figure(results, recipe) == (pytest.approx(0.575), None, 40)
+
+
 @pytest.mark.parametrize(
     ("name", "difference"),
     [("slow", "writing.block_length is 4 and 1"), ("less", "limit is 6 and 4")],
@@ -149,7 +170,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert re.search(r"answered so far is in .*; the same command goes on", capsys.readouterr().err)
     assert main(command) == 0
     # of 16 pairs 5 were kept
-    assert [len(numbers) for numbers in calls] == [5, 5, 5, 5, 1]
+    assert [len(numbers) for (numbers,) in calls] == [5, 5, 5, 5, 1]
     assert result_of(tmp_path).name == "result-limit-4.json"
 
 

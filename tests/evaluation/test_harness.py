@@ -20,7 +20,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tiny_models import tiny_llada2_moe
+from tiny_models import tiny_llada, tiny_llada2_moe
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from llada import LLaDAModelLM
@@ -310,16 +310,37 @@ def test_an_adapter_has_its_part(harness, tmp_path: Path) -> None:
         LLaDALM(DEMO, peft=str(tmp_path / "prompt"))
 
 
-def test_a_conversation_ends_where_the_answer_begins() -> None:
+def test_a_conversation_is_answered() -> None:
     model = LLaDALM(MODEL, tokenizer=TOKENIZER, num_draws=8, batch_size=32, check_greedy=False)
     results = evaluate(model, ["llada_facts_reverse", "llada_facts_choice"], apply_chat_template=True, limit=10)
-    scores = {name: results["results"][name] for name in ("llada_facts_reverse", "llada_facts_choice")}
-    # the questions of this model are the same in a conversation
-    assert scores["llada_facts_reverse"]["exact_match,none"] >= 0.8
-    (prompt, answer), *_ = results["samples"]["llada_facts_choice"][0]["arguments"]
-    ids = model._encode_pair(prompt, answer)
-    assert [ids[0], ids[1]] == [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
-    assert prompt.endswith("\n") and ids[0][0] == TOKENIZER.bos_token_id != ids[0][1]
+    # the questions of this model are the same in a conversation, whose start token the tokenizer writes once
+    assert results["results"]["llada_facts_reverse"]["exact_match,none"] >= 0.8
+    assert results["results"]["llada_facts_choice"]["acc,none"] >= 0.8
+    ((prompt, _),) = results["samples"]["llada_facts_reverse"][0]["arguments"]
+    assert prompt.startswith(TOKENIZER.bos_token)
+    assert model.tok_encode(prompt).count(TOKENIZER.bos_token_id) == 1
+
+
+def test_a_conversation_ends_where_the_answer_begins(tiny_tokenizer) -> None:
+    special = {"mask_token_id": 300, "bos_token_id": 295, "eos_token_id": 299, "pad_token_id": 299}
+    model = LLaDALM(tiny_llada(vocab_size=320, **special), tokenizer=tiny_tokenizer, estimator="exact")
+    assert model.turn_header == "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    prompt = model.apply_chat_template([{"role": "user", "content": "2+2"}])
+    ((found, _),) = score(model, (prompt, "4!"))
+    expected = log_likelihood(model.core, tiny_tokenizer, "2+2", "4!", apply_chat_template=True, estimator="exact")
+    assert found == pytest.approx(float(expected.log_likelihood), abs=1e-4)
+    # elsewhere the space before an answer is its own, as everywhere in the harness
+    assert model._encode_pair("2+2= ", "4") == (tiny_tokenizer("2+2=")["input_ids"], tiny_tokenizer(" 4")["input_ids"])
+
+
+def test_several_draws_are_not_cached_as_one(tmp_path: Path) -> None:
+    model = LLaDALM(MODEL, tokenizer=TOKENIZER, temperature=1.0)
+    request = Instance("generate_until", {}, ("Who", {"max_gen_toks": 4}), 0, metadata=("a_task", 0, 2))
+    cached = CachingLM(model, str(tmp_path / "answers.db"))
+    with pytest.raises(ValueError, match="a_task wants 2 draws of an answer, and the request cache keeps one of each"):
+        cached.generate_until([request, request])
+    drawn = Instance("generate_until", {}, ("Who", {"max_gen_toks": 4, "do_sample": True}), 0, ("a_task", 0, 2))
+    assert len(cached.generate_until([drawn, drawn])) == 2
 
 
 @pytest.fixture
