@@ -1,6 +1,7 @@
 """What the trainers of masked diffusion models share, whatever they train them for."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -158,6 +159,25 @@ def complete_adapter(peft_config: PeftConfig | None, config: PreTrainedConfig) -
     return peft_config
 
 
+def take_back_forward(model: torch.nn.Module) -> None:
+    """
+    Gives a model the `forward` that it had before a trainer of TRL's put its own there, which nothing here calls. That
+    one is bound to the weights of this very model: a copy of the model, such as a reference, would compute with them.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, possibly with adapters, or with hooks of accelerate, which stay.
+    """
+    base = model.get_base_model() if is_peft_model(model) else model
+    forward = getattr(vars(base).get("forward"), "__func__", None)
+    before = inspect.getclosurevars(forward).nonlocals.get("original_forward") if inspect.isfunction(forward) else None
+    if before is None:
+        return
+    del base.forward
+    if getattr(before, "__func__", None) is not type(base).forward:
+        base.forward = before
+
+
 def refuse_what_needs_logits(arguments: dict[str, Any]) -> None:
     """
     Complains about arguments of a trainer that look at the logits of all tokens.
@@ -197,8 +217,7 @@ class DiffusionTrainerMixin(ResumableTrainerMixin):
 
     def _init_diffusion(self, eos_token_id: int | None) -> None:
         self.mask_token_id = find_mask_token_id(self.model.config)
-        # the `forward` that TRL puts there is bound to this very model: a copy of it would compute with these weights
-        vars(self.model.get_base_model() if is_peft_model(self.model) else self.model).pop("forward", None)
+        take_back_forward(self.model)
         # no token has this id if there is no end of text
         self._eos_token_id = -1 if eos_token_id is None else eos_token_id
         # of the attention of the model
@@ -332,5 +351,6 @@ __all__ = [
     "refuse_virtual_tokens",
     "refuse_what_needs_logits",
     "stage_factor",
+    "take_back_forward",
     "write_in_blocks",
 ]

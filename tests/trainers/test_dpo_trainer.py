@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny_models import as_block_causal, tiny_llada2_moe, tiny_llada_moe
@@ -224,6 +225,21 @@ def test_a_model_that_was_trained_before_has_a_reference_of_its_own(make_dpo, ma
     trainer = make_dpo(trained, eval_dataset=preferences)
     disturb(trainer.model)
     assert abs(trainer.evaluate()["eval_rewards/margins"]) > 1e-3
+
+
+def test_hooks_of_a_model_stay(make_dpo, make_model) -> None:
+    class Count(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    model, hook = make_model(), Count()
+    # what accelerate does to a model on several devices
+    add_hook_to_module(model, hook)
+    step(make_dpo(model, num_draws=1))
+    assert hook.calls == 1, "once for the policy; the reference has a hook of its own"
 
 
 def test_a_batch_in_parts_has_the_same_gradient(make_dpo) -> None:
