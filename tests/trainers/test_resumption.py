@@ -18,7 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_probes import NoiseRecorder, parameters_of
 from transformers import TrainerCallback
 
-from llada import LLaDADPOConfig, LLaDADPOTrainer, LLaDAPreTrainer, LLaDAPreTrainingConfig, LLaDASFTTrainer
+from llada import (
+    LLaDADistillConfig,
+    LLaDADistillTrainer,
+    LLaDADPOConfig,
+    LLaDADPOTrainer,
+    LLaDAPreTrainer,
+    LLaDAPreTrainingConfig,
+    LLaDASFTTrainer,
+)
 from llada.trainers.checkpoint_files import find_faults
 
 
@@ -50,13 +58,17 @@ def _interrupt(model):
 
 
 @pytest.fixture(params=["fine-tuning", "pre-training"])
-def make_run(request, make_trainer, make_model, make_args, tmp_path):
-    """Makes a trainer of either kind that saves every second step."""
+def make_run(request, make_trainer, make_model, make_args, pairs, tiny_tokenizer):
+    """Makes a trainer of one kind that saves every second step."""
 
     def make(**settings):
         settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, **settings}
         if request.param == "fine-tuning":
             return make_trainer(**settings)
+        if request.param == "distillation":
+            # blocks that grow, and a mask ratio that rises with the steps
+            args = make_args(LLaDADistillConfig, block_masks="random", block_lengths=[1, 2], **settings)
+            return LLaDADistillTrainer(make_model(), args, train_dataset=pairs, processing_class=tiny_tokenizer)
         callbacks = settings.pop("callbacks", None)
         rows = Dataset.from_dict({"input_ids": torch.arange(256).view(16, 16).tolist()})
         args = make_args(LLaDAPreTrainingConfig, sequence_length=16, **settings)
@@ -231,6 +243,7 @@ def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(finished):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own without starting Python anew")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("make_run", ["fine-tuning", "pre-training", "distillation"], indirect=True)
 @pytest.mark.parametrize("moment", ["step", "optimizer.pt"])
 def test_a_kill_loses_nothing_but_the_step(make_run, tmp_path, moment):
     """In the middle of a step that is drawn, and with half a file of its checkpoint written."""

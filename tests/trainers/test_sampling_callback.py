@@ -187,6 +187,29 @@ def test_tensorboard_gets_a_table_whose_cells_nothing_leaves(make_trainer):
     assert "<img" not in text and "a&#124;b &#60;img src&#61;x&#62;<br>&#96;c&#96;" in lines[2]
 
 
+def test_tensorboard_writes_losses_and_samples(make_trainer, pairs, tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    trainer = make_trainer(
+        report_to="tensorboard",
+        eval_dataset=pairs,
+        sample_steps=1,
+        sample_prompts=["1+1="],
+        sample_kwargs={"max_new_tokens": 2},
+    )
+    trainer.train()
+    trainer.evaluate()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+    for name in ("loss", "content_ce", "mask_ratio"):
+        written = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        logged = [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
+        assert written == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged] and len(logged) == 2
+    (bound,) = events.Scalars("eval/nll_bound")
+    assert bound.value == pytest.approx(trainer.state.log_history[-1]["eval_nll_bound"])
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [1, 2]
+    assert b"| 2 | 1&#43;1&#61; |" in events.Tensors("samples/text_summary")[-1].tensor_proto.string_val[0]
+
+
 def test_the_option_adds_the_callback(make_trainer, pairs, make_args):
     trainer = make_trainer(
         eval_dataset=pairs, sample_steps=1, sample_prompts=["1+1="], sample_kwargs='{"max_new_tokens": 2}'
