@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
@@ -12,65 +13,126 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_multi_gpu_env
 from datasets import Dataset
+from peft import LoraConfig
+from tiny_models import tiny_llada_moe
 from tiny_tokenizer import build_tiny_tokenizer
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from training_probes import NoiseRecorder, mask_by_content
+from transformers import Trainer
 
 import llada_cli
 from llada import (
     LLaDAConfig,
+    LLaDADistillConfig,
+    LLaDADistillTrainer,
     LLaDADPOConfig,
     LLaDADPOTrainer,
     LLaDAModelLM,
+    LLaDAPreTrainer,
+    LLaDAPreTrainingConfig,
     LLaDASFTConfig,
     LLaDASFTTrainer,
     SampleCallback,
 )
 
 
-def make_trainer(folder: Path, per_device_train_batch_size: int, **settings) -> LLaDASFTTrainer:
+# so that both halves of an adapter have a gradient
+ADAPTER = LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
+TOKENS = {"vocab_size": 320, "mask_token_id": 300, "eos_token_id": 299, "pad_token_id": 299, "bos_token_id": 295}
+# in one process, in several, and with the model spread over them
+VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "adapter": {"peft_config": ADAPTER}, "experts": {}}
+
+
+def _settings(folder: Path, per_device_train_batch_size: int) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        # in which the learning rate would be 0
+        "warmup_steps": 0,
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "per_device_eval_batch_size": 2,
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        # of several processes: gradients are the same with and without
+        "activation_checkpointing": per_device_train_batch_size < 8,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def make_trainer(
+    folder: Path,
+    per_device_train_batch_size: int,
+    kind: type[LLaDASFTTrainer] = LLaDASFTTrainer,
+    variant: str = "dense",
+    **settings,
+) -> LLaDASFTTrainer:
     """A trainer of a small model on eight pairs, with five of them to evaluate on."""
     torch.manual_seed(0)
     model = LLaDAModelLM(
-        LLaDAConfig(
-            vocab_size=320,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=24,
-            mask_token_id=300,
-            eos_token_id=299,
-            pad_token_id=299,
-            bos_token_id=295,
-        )
+        LLaDAConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, **TOKENS)
     )
     pairs = Dataset.from_dict(
         {"prompt": [f"{n}+{n}=" for n in range(8)], "completion": [str(2 * n) * (1 + n % 3) for n in range(8)]}
     )
-    args = LLaDASFTConfig(
-        str(folder),
-        max_steps=1,
-        # in which the learning rate would be 0
-        warmup_steps=0,
-        per_device_train_batch_size=per_device_train_batch_size,
-        per_device_eval_batch_size=2,
-        # so that rows differ in the number of tokens that count
-        eos_fill="none",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        # of several processes: gradients are the same with and without
-        activation_checkpointing=per_device_train_batch_size < 8,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        **settings,
+    if variant == "experts":
+        # the loss of the balance is one of a micro-batch, and another where a batch is split
+        model = tiny_llada_moe(**TOKENS, router_aux_loss_coef=0.0).train()
+    config_class = LLaDADistillConfig if kind is LLaDADistillTrainer else LLaDASFTConfig
+    # so that rows differ in the number of tokens that count
+    settings = _settings(folder, per_device_train_batch_size) | {"eos_fill": "none"} | settings
+    return kind(
+        model,
+        config_class(freeze_routers=variant == "experts", **settings),
+        train_dataset=pairs,
+        eval_dataset=pairs.select(range(5)),
+        processing_class=build_tiny_tokenizer(),
+        **VARIANTS[variant],
     )
-    return LLaDASFTTrainer(
-        model, args, train_dataset=pairs, eval_dataset=pairs.select(range(5)), processing_class=build_tiny_tokenizer()
+
+
+def _take_step(trainer: Trainer) -> None:
+    """A step that the gradient can be read from. Noise is that of the text, which may be in any process."""
+    trainer.forward_process = mask_by_content(trainer.forward_process)
+    trainer.optimizer = SGD([one for one in trainer.model.parameters() if one.requires_grad], lr=1.0)
+    trainer.train()
+
+
+def run_other_trainers(folder: Path, per_device_train_batch_size: int, accumulation: int) -> None:
+    """A step of pre-training on rows that are cut, one of distillation, one of an adapter, one with frozen routers."""
+    accumulated = {"gradient_accumulation_steps": accumulation}
+    sft = make_trainer(folder, per_device_train_batch_size)
+    args = LLaDAPreTrainingConfig(
+        **_settings(folder, per_device_train_batch_size) | accumulated,
+        sequence_length=16,
+        random_length_probability=1.0,
     )
+    rows = Dataset.from_dict({"input_ids": torch.arange(128).view(8, 16).tolist()})
+    distiller = make_trainer(
+        folder,
+        per_device_train_batch_size,
+        LLaDADistillTrainer,
+        block_masks="random",
+        block_lengths=[2],
+        **accumulated,
+    )
+    noise = mask_by_content(distiller.args.forward_process(distiller.mask_token_id))
+    distiller._add_noise = lambda inputs: noise(inputs["input_ids"], inputs["labels"] != -100)
+    trainers = {"pretraining": LLaDAPreTrainer(sft.model, args, train_dataset=rows), "distillation": distiller}
+    for variant in ("adapter", "experts"):
+        trainers[variant] = make_trainer(folder, per_device_train_batch_size, variant=variant, **accumulated)
+    for name, trainer in trainers.items():
+        _take_step(trainer)
+        if trainer.accelerator.process_index == 0:
+            weights = {key: one for key, one in trainer.model.named_parameters() if name != "adapter" or "lora" in key}
+            torch.save(weights, folder / f"{name}.pt")
+            (folder / f"{name}.json").write_text(json.dumps(trainer.state.log_history[0]), encoding="utf-8")
+        if name == "adapter":
+            trainer.save_model(str(folder / "whole-adapter"))
 
 
 def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> None:
@@ -84,9 +146,7 @@ def run(folder: Path, per_device_train_batch_size: int, accumulation: int) -> No
             loss_normalization=normalization,
             loss_weighting="uniform" if normalization == "masked" else "elbo",
         )
-        trainer.forward_process = mask_by_content(trainer.forward_process)
-        trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)
-        trainer.train()
+        _take_step(trainer)
         rank = trainer.accelerator.process_index
         results[normalization] = trainer.state.log_history[0]
         if rank == 0:
@@ -126,23 +186,13 @@ def run_preferences(folder: Path, per_device_train_batch_size: int, accumulation
             "rejected": [str(7 * n) * (1 + n % 2) for n in rows],
         }
     )
+    settings = _settings(folder, per_device_train_batch_size) | {"activation_checkpointing": False}
     args = LLaDADPOConfig(
-        str(folder),
         num_draws=2,
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, 0.1],
-        max_steps=1,
-        warmup_steps=0,
-        per_device_train_batch_size=per_device_train_batch_size,
         gradient_accumulation_steps=accumulation,
-        max_grad_norm=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        activation_checkpointing=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        **settings,
     )
     tokenizer = build_tiny_tokenizer()
     optimizer = SGD(model.parameters(), lr=1.0)
@@ -176,18 +226,19 @@ def shard_on_cpu(config_file: Path) -> None:
 def run_sharded(folder: Path) -> None:
     """One step without noise of a model that is spread over the processes, and what is saved of it."""
     shard_on_cpu(Path(llada_cli.__file__).parent / "accelerate_configs" / "fsdp2.yaml")
-    trainer = make_trainer(folder, 2, gradient_accumulation_steps=2, loss_normalization="token")
-    trainer.forward_process = mask_by_content(trainer.forward_process)
-    trainer.optimizer = SGD(trainer.model.parameters(), lr=1.0)
-    trainer.train()
-    assert trainer.is_fsdp_enabled and all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
-    trainer.save_model(str(folder / "sharded"))
-    if trainer.accelerator.process_index == 0:
-        (folder / "sharded.json").write_text(json.dumps(trainer.state.log_history[0]), encoding="utf-8")
+    for variant in VARIANTS:
+        trainer = make_trainer(folder, 2, variant=variant, gradient_accumulation_steps=2)
+        _take_step(trainer)
+        assert trainer.is_fsdp_enabled and all(isinstance(one, DTensor) for one in trainer.model.parameters())
+        trainer.save_model(str(folder / f"sharded-{variant}"))
+        if trainer.accelerator.process_index == 0:
+            log = json.dumps(trainer.state.log_history[0])
+            (folder / f"sharded-{variant}.json").write_text(log, encoding="utf-8")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
     run_preferences(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
+    run_other_trainers(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
     run_sharded(Path(sys.argv[1]))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_parallel_run import make_trainer, run, run_preferences
+from data_parallel_run import VARIANTS, make_trainer, run, run_other_trainers, run_preferences
 from safetensors.torch import load_file
 
-from llada import LLaDAModelLM
+from llada import LLaDAModelLM, LLaDAMoEModelLM
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ def runs(tmp_path_factory):
     assert process.returncode == 0, process.stderr[-4000:]
     run(one, per_device_train_batch_size=8, accumulation=1)
     run_preferences(one, per_device_train_batch_size=8, accumulation=1)
+    run_other_trainers(one, per_device_train_batch_size=8, accumulation=1)
     return two, one
 
 
@@ -55,6 +56,22 @@ def test_the_log_is_that_of_one_large_batch(runs, normalization):
     logged, expected = (_results(folder)[normalization] for folder in runs)
     for name in ("loss", "content_ce", "content_accuracy", "eos_ce", "mask_ratio", "num_tokens"):
         assert logged[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["pretraining", "distillation", "adapter", "experts"])
+def test_other_trainers_and_models_learn_what_one_large_batch_teaches(runs, name):
+    """With noisy masks; pre-training with rows cut to a drawn length, distillation with complements."""
+    found, expected = (torch.load(folder / f"{name}.pt") for folder in runs)
+    logged, wanted = (json.loads((folder / f"{name}.json").read_text()) for folder in runs)
+    assert logged["num_tokens"] == wanted["num_tokens"]
+    for key in ("loss", "content_ce", "mask_ratio"):
+        assert logged[key] == pytest.approx(wanted[key], rel=1e-5), key
+    assert 0 < wanted["mask_ratio"] < 1
+    before = dict(make_trainer(runs[1], 8, variant=name if name in VARIANTS else "dense").model.named_parameters())
+    assert found.keys() == expected.keys() and len(found) >= 4
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-4, msg=key)
+        assert torch.equal(value, before[key]) is (name == "experts" and "mlp.gate.weight" in key), key
 
 
 def test_preferences_of_two_processes_are_those_of_one(runs):
@@ -81,14 +98,31 @@ def test_the_evaluation_is_that_of_one_process(runs):
 def test_a_model_spread_over_processes_learns_and_is_saved_the_same(runs):
     """With the shipped configuration of FSDP2, and with activations computed twice."""
     two, one = runs
-    logged, expected = json.loads((two / "sharded.json").read_text()), _results(one)["token"]
-    assert logged["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    config = json.loads((two / "sharded" / "config.json").read_text())
+    folder, expected = two / "sharded-dense", torch.load(one / "sequence.pt")
+    logged = json.loads((two / "sharded-dense.json").read_text())
+    assert logged["loss"] == pytest.approx(_results(one)["sequence"]["loss"], rel=1e-5)
+    config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LLaDAModelLM"]
-    assert "model.transformer.blocks.0.attn_out.weight" in load_file(two / "sharded" / "model.safetensors")
-    model, expected = LLaDAModelLM.from_pretrained(two / "sharded"), torch.load(one / "token.pt")
-    for name, parameter in model.state_dict().items():
+    assert "model.transformer.blocks.0.attn_out.weight" in load_file(folder / "model.safetensors")
+    for name, parameter in LLaDAModelLM.from_pretrained(folder).state_dict().items():
         torch.testing.assert_close(parameter, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("variant", ["adapter", "experts"])
+def test_adapters_and_frozen_routers_of_a_model_spread_over_processes(runs, variant):
+    two, one = runs
+    folder = two / f"sharded-{variant}"
+    logged, wanted = (
+        json.loads(path.read_text()) for path in (two / f"sharded-{variant}.json", one / f"{variant}.json")
+    )
+    assert logged["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    if variant == "adapter":
+        found, expected = (load_file(path / "adapter_model.safetensors") for path in (folder, one / "whole-adapter"))
+    else:
+        found, expected = LLaDAMoEModelLM.from_pretrained(folder).state_dict(), torch.load(one / "experts.pt")
+    assert found.keys() >= expected.keys() and len(expected) >= 4
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def _ratios(runs, ratio_sampling):
