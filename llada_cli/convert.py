@@ -29,7 +29,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="the folder to write to")
     parser.add_argument("--mask-token", help="an added token that no text holds, or a new one (default: found or new)")
     parser.add_argument(
-        "--right-shift-logits", action="store_true", help="go on predicting a token from the position before it"
+        "--right-shift-logits",
+        action=argparse.BooleanOptionalAction,
+        help="go on predicting a token from the position before it (default: yes, but not where there are blocks)",
     )
     parser.add_argument("--minutes", type=float, default=0.0, help="how long to train it (default: not at all)")
     parser.add_argument("--steps", type=int, default=0, help="for how many steps to train it, instead of minutes")
@@ -73,6 +75,9 @@ def run(args: argparse.Namespace) -> None:
         from .smollm2 import UNUSED_TOKEN
 
         mask_token = UNUSED_TOKEN
+    if args.right_shift_logits is None:
+        # what is ahead early, docs/conversion.md; blocks and a shift exclude each other
+        args.right_shift_logits = not (args.block_length or args.block_warmup_steps or args.block_decay_steps)
     model = llada.from_causal(causal, tokenizer, mask_token, args.right_shift_logits)
     del causal
     facts = {"training": "none: it writes nothing useful yet"}

@@ -26,7 +26,7 @@ def causal(tiny_tokenizer, tmp_path: Path) -> str:
 
 def test_a_checkpoint_is_converted_and_samples(causal, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "converted"
-    assert main(["convert", causal, str(folder), "--right-shift-logits"]) == 0
+    assert main(["convert", causal, str(folder)]) == 0
 
     assert "its mask token is <|reserved_256|>" in capsys.readouterr().out
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -44,6 +44,12 @@ def test_a_checkpoint_is_converted_and_samples(causal, tmp_path: Path, capsys) -
     pipe = make_pipeline("text-generation", model=model, tokenizer=tokenizer)
     (answer,) = pipe([{"role": "user", "content": "hi"}], max_new_tokens=4, block_length=4)
     assert answer["generated_text"][-1]["role"] == "assistant"
+
+
+def test_tokens_may_be_predicted_from_their_own_position(causal, tmp_path: Path) -> None:
+    assert main(["convert", causal, str(tmp_path / "out"), "--no-right-shift-logits"]) == 0
+    assert not AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.right_shift_logits
+    assert "of its own position" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_is_no_causal_model_is_refused(causal, tmp_path: Path, capsys) -> None:
@@ -78,6 +84,7 @@ def test_blocks_grow_and_shrink_in_steps(causal, tmp_path: Path, capsys) -> None
     assert "| training | 12 steps of 2 x 16 tokens, from a causal model |" in card
     assert "| cross entropy at the end | " in card and "| blocks | 1, 4 in the warm-up" in card
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert not model.config.right_shift_logits
     assert model.config.block_causal and model.generation_config.block_length == 4
 
 
