@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         return
     compared = f"{differences[0].num_answers} answers, logits of {differences[0].num_positions} masked positions"
     print(
-        f"{compared}. Largest and mean change of a logit; shares of predictions, positions and answers that differ:\n"
+        f"{compared}.\nLargest and mean change of a logit; shares of predictions, positions and answers that differ:\n"
     )
     width = max(len(entry.name) for entry in differences)
     print(f"{'':{width}}  {'largest':>9} {'mean':>9} {'predicted':>9} {'step':>7} {'token':>7} {'answer':>7}")

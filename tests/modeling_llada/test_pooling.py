@@ -4,6 +4,8 @@ import numpy
 import pytest
 import torch
 from golden import load_golden
+from installed_wheel import ROOT
+from markdown_code import run_blocks
 from tiny_models import tiny_llada
 from tiny_tokenizer import build_tiny_tokenizer
 from transformers import AutoModelForMaskedLM, pipeline
@@ -95,3 +97,10 @@ def test_a_cross_encoder(folder):
     encoder = sentence_transformers.CrossEncoder(str(folder), device="cpu")
     scores = encoder.predict([("a", "b"), ("a longer question", "an answer")])
     assert scores.shape == (2,) and numpy.isfinite(scores).all()
+
+
+def test_the_page_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "embeddings.md").read_text(encoding="utf-8")
+    _, printed = run_blocks(page, "embeddings.md")
+    assert printed.splitlines() == ["torch.Size([2, 64])", "torch.Size([2, 3]) torch.Size([2, 7, 2])"]
