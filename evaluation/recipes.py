@@ -91,7 +91,8 @@ class Recipe:
         options: dict[str, Any] = {"model": "llada", "model_args": ",".join(f"{k}={v}" for k, v in settings.items())}
         options["tasks"] = self.harness_task
         options |= {"num_fewshot": self.num_fewshot, **more}
-        words = ["llada", "lm-eval", "run"]
+        # the metric of such tasks asks for this, too
+        words = ["HF_ALLOW_CODE_EVAL=1"] * self.runs_code + ["llada", "lm-eval", "run"]
         for name, value in options.items():
             if value is not None:
                 words += [f"--{name}", str(value)]

@@ -64,6 +64,9 @@ def _measure(args: argparse.Namespace) -> None:
     # says so if there is no way to run it
     command = shell(recipe.departing(changed, args.num_fewshot).command(args.model, **options))
     import_harness()
+    if args.confirm_run_unsafe_code:
+        # the metric of such tasks asks for this, too
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
 
     from llada.evaluation.measuring import run_recipe
 

@@ -1,6 +1,7 @@
 """`llada eval`: recipes from the first answer to the comparison of two results."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -152,6 +153,13 @@ def test_what_departs_from_the_recipe_is_said(two) -> None:
     departures = {name: json.loads(path.read_text())["departs_from_recipe"] for name, path in two.items()}
     assert departures["plain"] == {"limit": [None, 6]}
     assert departures["slow"] == {"block_length": [4, 1], "limit": [None, 6]}
+
+
+def test_programs_are_run_where_that_was_said(recipes: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    assert measure(tmp_path, "--recipe", f"{recipes}/code", "--limit", "1", "--confirm-run-unsafe-code") == 0
+    assert capsys.readouterr().out.startswith("HF_ALLOW_CODE_EVAL=1 llada lm-eval run --model llada")
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "1"
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -126,11 +126,13 @@ def test_every_recipe_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -
             recipe.command()
         return
     words = recipe.command(limit=5)
-    monkeypatch.setattr("sys.argv", ["lm-eval", *words[2:]])
+    monkeypatch.setattr("sys.argv", words[words.index("lm-eval") :])
     options = HarnessCLI().parse_args()
     assert options.model == "llada" and options.model_args == {"pretrained": recipe.checkpoint, **recipe.model_args}
     assert (options.tasks, options.num_fewshot, options.limit) == ([recipe.harness_task], recipe.num_fewshot, 5.0)
     assert getattr(options, "apply_chat_template", False) == recipe.apply_chat_template
+    assert getattr(options, "confirm_run_unsafe_code", False) == recipe.runs_code
+    assert (words[0] == "HF_ALLOW_CODE_EVAL=1") == recipe.runs_code
 
 
 def test_the_command_of_an_example() -> None:
