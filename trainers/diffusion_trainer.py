@@ -168,7 +168,9 @@ def take_back_forward(model: torch.nn.Module) -> None:
         model (`torch.nn.Module`):
             The model, possibly with adapters, or with hooks of accelerate, which stay.
     """
-    base = model.get_base_model() if is_peft_model(model) else model
+    base: Any = model
+    if is_peft_model(model):
+        base = base.get_base_model()
     forward = getattr(vars(base).get("forward"), "__func__", None)
     before = inspect.getclosurevars(forward).nonlocals.get("original_forward") if inspect.isfunction(forward) else None
     if before is None:

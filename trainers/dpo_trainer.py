@@ -136,9 +136,9 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
             )
         if processing_class.eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token; set `tokenizer.eos_token`.")
-        makes_collator = data_collator is None
-        if makes_collator:
-            data_collator = DataCollatorForMaskedPreference(
+        own_collator = None
+        if data_collator is None:
+            data_collator = own_collator = DataCollatorForMaskedPreference(
                 eos_token_id=processing_class.eos_token_id,
                 pad_token_id=processing_class.pad_token_id,
                 eos_fill=args.eos_fill,
@@ -163,8 +163,9 @@ class LLaDADPOTrainer(DiffusionTrainerMixin, DPOTrainer):
             **kwargs,
         )
         self._init_diffusion(processing_class.eos_token_id)
-        if makes_collator:
-            self.data_collator = replace(data_collator, block_length=self.block_length or None)
+        if own_collator is not None:
+            in_blocks: Any = replace(own_collator, block_length=self.block_length or None)
+            self.data_collator = in_blocks
         self.model_accepts_loss_kwargs = False
         # the losses of routers, which the model has weighted, are added here
         self._trains_routers, self.aux_loss_enabled = self.aux_loss_enabled, False
