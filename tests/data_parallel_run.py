@@ -120,7 +120,7 @@ def run_other_trainers(folder: Path, per_device_train_batch_size: int, accumulat
         block_lengths=[2],
         **accumulated,
     )
-    noise = mask_by_content(distiller.args.forward_process(distiller.mask_token_id))
+    noise = mask_by_content(distiller.args.make_noise(distiller.mask_token_id, vocab_size=320))
     distiller._add_noise = lambda inputs: noise(inputs["input_ids"], inputs["labels"] != -100)
     trainers = {"pretraining": LLaDAPreTrainer(sft.model, args, train_dataset=rows), "distillation": distiller}
     for variant in ("adapter", "experts"):

@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from ..modeling_llada.masked_diffusion import NORMALIZATIONS, ForwardProcess
+from ..modeling_llada.masked_diffusion import NORMALIZATIONS, ForwardProcess, MaskedBatch
 
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class MaskedDiffusionArguments(DiffusionArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.forward_process(mask_token_id=0, vocab_size=3)
+        self.make_noise(mask_token_id=0, vocab_size=3)
         if self.loss_normalization not in NORMALIZATIONS:
             raise ValueError(
                 f"`loss_normalization={self.loss_normalization!r}` is unknown; write one of {NORMALIZATIONS}."
@@ -250,8 +251,19 @@ class MaskedDiffusionArguments(DiffusionArguments):
         if self.num_eval_draws < 1:
             raise ValueError(f"`num_eval_draws={self.num_eval_draws}` gives no estimate; write at least 1.")
 
-    def forward_process(self, mask_token_id: int, vocab_size: int) -> ForwardProcess:
-        """The forward process that these arguments describe."""
+    def make_noise(self, mask_token_id: int, vocab_size: int, progress: float = 0.0) -> Callable[..., MaskedBatch]:
+        """
+        The noise that these arguments describe.
+
+        Args:
+            mask_token_id, vocab_size (`int`):
+                Those of the model.
+            progress (`float`, *optional*, defaults to 0):
+                The share of the training that is done, for noise that changes with it. This one does not.
+
+        Returns:
+            `Callable`: A [`ForwardProcess`].
+        """
         names = {item.name for item in fields(ForwardProcess)} - {"mask_token_id", "vocab_size"}
         settings = {name: getattr(self, name) for name in names}
         return ForwardProcess(mask_token_id, vocab_size=vocab_size, **settings)

@@ -114,17 +114,13 @@ class LLaDADistillConfig(LLaDASFTConfig):
                 )
         super().__post_init__()
 
-    def forward_process(  # type: ignore[override]
-        self, mask_token_id: int, vocab_size: int | None = None, progress: float = 0.0
-    ) -> BlockNoise:
+    def make_noise(self, mask_token_id: int, vocab_size: int, progress: float = 0.0) -> BlockNoise:
         """
         The noise at a time of the training.
 
         Args:
-            mask_token_id (`int`):
-                Id of the mask token.
-            vocab_size (`int`, *optional*):
-                Not used, no token is replaced.
+            mask_token_id, vocab_size (`int`):
+                Those of the model. The latter is not used, no token is replaced.
             progress (`float`, *optional*, defaults to 0):
                 The share of the training that is done.
         """

@@ -138,7 +138,8 @@ class LLaDADistillTrainer(LLaDASFTTrainer):
 
     def _add_noise(self, inputs: dict[str, Any]) -> MaskedBatch:
         step = self.state.global_step
-        process = self.args.forward_process(self.mask_token_id, progress=step / max(self.state.max_steps, 1))
+        progress = step / max(self.state.max_steps, 1)
+        process = self.args.make_noise(self.mask_token_id, self.model.config.vocab_size, progress)
         generator = noise_generator(self.args.seed, "train", step, self._micro_step, self._data_parallel[0])
         self._micro_step += 1
         steps = inputs["step_of"] if self.args.block_masks == "trajectory" else None

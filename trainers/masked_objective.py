@@ -56,7 +56,7 @@ class MaskedDiffusionTrainerMixin(DiffusionTrainerMixin):
             )
         if self.args.freeze_routers:
             freeze_routers(self.model)
-        self.forward_process = self.args.forward_process(self.mask_token_id, self.model.config.vocab_size)
+        self.forward_process = self.args.make_noise(self.mask_token_id, self.model.config.vocab_size)
         # the items of a batch are counted here: the base shifts labels if the class is called "...ForCausalLM"
         self.model_accepts_loss_kwargs = False
         self._micro_step = self._rows_before = self._rows_in_step = 0

@@ -7,8 +7,10 @@ import pytest
 import torch
 from chat_templates import PUBLISHED_CHAT_TEMPLATE
 from datasets import Dataset, disable_progress_bars
+from demo_checkpoint import load_demo
 
 from llada import ILLaDAConfig, ILLaDAForCausalLM, LLaDAConfig, LLaDAModelLM, LLaDASFTConfig, LLaDASFTTrainer
+from llada.trainers.trajectories import collect_trajectories
 
 
 # trl sends telemetry unless it runs in a CI
@@ -123,3 +125,24 @@ def make_trainer(make_model, make_args, tiny_tokenizer, pairs):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """Model, tokenizer and facts of the demo checkpoint, which no test changes."""
+    return load_demo()
+
+
+@pytest.fixture(scope="session")
+def questions(demo):
+    """Questions that the checkpoint never saw, with their answers."""
+    return [(f"{question}\n", right) for fact in demo[2].held_out for question, right in (fact.forward, fact.reverse)]
+
+
+@pytest.fixture(scope="session")
+def traces(demo, questions):
+    """What the checkpoint answers, and in which order."""
+    model, tokenizer, _ = demo
+    return collect_trajectories(
+        model, tokenizer, Dataset.from_dict({"prompt": [question for question, _ in questions]}), batch_size=32
+    )

@@ -9,30 +9,11 @@ from training_probes import parameters_of
 
 from llada import LLaDA2MoeConfig, LLaDA2MoeModelLM, LLaDADistillConfig, LLaDADistillTrainer
 from llada.trainers.distill_trainer import DataCollatorForTrajectories
-from llada.trainers.trajectories import collect_trajectories, vocabulary_of
+from llada.trainers.trajectories import vocabulary_of
 
 
 # transformers reads the config.json of a checkpoint without knowing its class
 pytestmark = pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return load_demo()
-
-
-@pytest.fixture(scope="module")
-def questions(demo):
-    """Those that the checkpoint never saw."""
-    return [(f"{question}\n", right) for fact in demo[2].held_out for question, right in (fact.forward, fact.reverse)]
-
-
-@pytest.fixture(scope="module")
-def traces(demo, questions):
-    model, tokenizer, _ = demo
-    return collect_trajectories(
-        model, tokenizer, Dataset.from_dict({"prompt": [question for question, _ in questions]}), batch_size=32
-    )
 
 
 @pytest.fixture
@@ -96,11 +77,11 @@ def test_the_loss_is_the_papers(make_distiller, demo, traces):
 
 def test_the_ratio_rises_and_blocks_grow_with_the_steps(make_args):
     args = make_args(LLaDADistillConfig)
-    noise = [args.forward_process(9, progress=step / 6) for step in range(6)]
+    noise = [args.make_noise(9, vocab_size=40, progress=step / 6) for step in range(6)]
     assert [process.block_length for process in noise] == [16, 16, 24, 24, 32, 32]
     assert [round(process.min_mask_ratio, 4) for process in noise] == [0, 0.1333, 0.2667, 0.4, 0.5333, 0.6667]
     assert {process.max_mask_ratio for process in noise} == {0.8} and not noise[0].complementary_masks
-    noise = make_args(LLaDADistillConfig, block_masks="random").forward_process(9, progress=0.7)
+    noise = make_args(LLaDADistillConfig, block_masks="random").make_noise(9, vocab_size=40, progress=0.7)
     assert (noise.block_length, noise.min_mask_ratio, noise.max_mask_ratio) == (32, 0.5, 0.5)
     assert noise.complementary_masks
 

@@ -4,29 +4,9 @@ import json
 
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
-from demo_checkpoint import load_demo
 
 from llada.generation.listeners.trace import Trace, TraceEvent
 from llada.trainers.trajectories import TraceChecks, collect_trajectories, read_trace, vocabulary_of
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return load_demo()
-
-
-@pytest.fixture(scope="module")
-def questions(demo):
-    """Those that the checkpoint never saw."""
-    return [(f"{question}\n", right) for fact in demo[2].held_out for question, right in (fact.forward, fact.reverse)]
-
-
-@pytest.fixture(scope="module")
-def traces(demo, questions):
-    model, tokenizer, _ = demo
-    return collect_trajectories(
-        model, tokenizer, Dataset.from_dict({"prompt": [question for question, _ in questions]}), batch_size=32
-    )
 
 
 def test_a_trace_is_read_with_what_follows_the_end():
