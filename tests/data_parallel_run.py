@@ -28,6 +28,8 @@ from llada import (
     LLaDADistillTrainer,
     LLaDADPOConfig,
     LLaDADPOTrainer,
+    LLaDAGRPOConfig,
+    LLaDAGRPOTrainer,
     LLaDAModelLM,
     LLaDAPreTrainer,
     LLaDAPreTrainingConfig,
@@ -205,6 +207,38 @@ def run_preferences(folder: Path, per_device_train_batch_size: int, accumulation
         (folder / "preferences.json").write_text(json.dumps(trainer.state.log_history[0]), encoding="utf-8")
 
 
+REWARDED = {"elbo": {"loss_type": "grpo", "beta": 0.1}, "trajectory": {"loss_type": "dapo", "num_draws": 3}}
+
+
+def run_rewards(folder: Path, per_device_train_batch_size: int, accumulation: int) -> None:
+    """One step on the answers to one prompt, which the processes share."""
+    for estimator, settings in REWARDED.items():
+        model = make_trainer(folder, per_device_train_batch_size).model
+        # some answers end early
+        model.lm_head.weight.data[TOKENS["eos_token_id"]] *= 80
+        args = LLaDAGRPOConfig(
+            **_settings(folder, per_device_train_batch_size),
+            **settings,
+            estimator=estimator,
+            gradient_accumulation_steps=accumulation,
+            num_generations=8,
+            max_completion_length=6,
+        )
+        trainer = LLaDAGRPOTrainer(
+            model,
+            lambda completion_ids, **_: [sum(token % 7 for token in ids) / 10 for ids in completion_ids],
+            args,
+            train_dataset=Dataset.from_dict({"prompt": ["1+1=", "20+20="]}),
+            processing_class=build_tiny_tokenizer(),
+            optimizers=(SGD(model.parameters(), lr=1.0), None),
+        )
+        trainer.train()
+        if trainer.accelerator.process_index == 0:
+            torch.save(trainer.model.state_dict(), folder / f"rewards-{estimator}.pt")
+            log = json.dumps(trainer.state.log_history[0])
+            (folder / f"rewards-{estimator}.json").write_text(log, encoding="utf-8")
+
+
 def shard_on_cpu(config_file: Path) -> None:
     """
     What `accelerate launch --config_file` does for FSDP, on a CPU. accelerate shards models on accelerators only, so
@@ -241,4 +275,5 @@ if __name__ == "__main__":
     run(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
     run_preferences(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
     run_other_trainers(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
+    run_rewards(Path(sys.argv[1]), per_device_train_batch_size=2, accumulation=2)
     run_sharded(Path(sys.argv[1]))

@@ -76,7 +76,7 @@ class LLaDAGRPOConfig(DiffusionArguments, GRPOConfig):
     > - `bf16`: `True` on accelerators that support it.
     """
 
-    disable_dropout: bool = field(default=True, metadata={"help": "Whether to switch off dropout. It has to be off."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Whether to switch off dropout."})
     loss_type: str = field(
         default="grpo",
         metadata={"help": "What is done with the estimates.", "choices": [*_TRL_LOSSES, *OWN_LOSSES]},
@@ -127,7 +127,6 @@ class LLaDAGRPOConfig(DiffusionArguments, GRPOConfig):
             "use_adaptive_entropy": (False, no_entropy),
             "off_policy_mask_threshold": (None, "it compares with the log-probabilities of an inference engine"),
             "cast_lm_head_to_fp32": (False, "softmax is computed in float32 without it"),
-            "disable_dropout": (True, "old and new policy are compared under the same noise"),
             "router_aux_loss_coef": (None, "the routers of a model with experts are not balanced here"),
         }
         for name, (neutral, reason) in refused.items():

@@ -147,6 +147,8 @@ def _choose_steps(
             kept = steps[torch.randperm(len(steps), generator=noise_generator("steps", key))[:number]]
         chosen.append(kept)
         factors.append(len(steps) / max(len(kept), 1))
+    # a view in which nothing counts where no row has a step
+    chosen[0] = torch.nn.functional.pad(chosen[0], (0, int(len(chosen[0]) == 0)), value=-1)
     padded = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1)
     return padded.to(step_of.device), torch.tensor(factors, device=step_of.device).unsqueeze(1)
 

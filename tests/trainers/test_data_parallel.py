@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_parallel_run import VARIANTS, make_trainer, run, run_other_trainers, run_preferences
+from data_parallel_run import (
+    REWARDED,
+    VARIANTS,
+    make_trainer,
+    run,
+    run_other_trainers,
+    run_preferences,
+    run_rewards,
+)
 from safetensors.torch import load_file
 
 from llada import LLaDAModelLM, LLaDAMoEModelLM
@@ -34,6 +42,7 @@ def runs(tmp_path_factory):
     run(one, per_device_train_batch_size=8, accumulation=1)
     run_preferences(one, per_device_train_batch_size=8, accumulation=1)
     run_other_trainers(one, per_device_train_batch_size=8, accumulation=1)
+    run_rewards(one, per_device_train_batch_size=8, accumulation=1)
     return two, one
 
 
@@ -82,6 +91,22 @@ def test_preferences_of_two_processes_are_those_of_one(runs):
     for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens"):
         assert logged[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
     assert abs(wanted["rewards/margins"]) > 1e-3 and wanted["grad_norm"] > 0.1
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("estimator", REWARDED)
+def test_rewards_of_two_processes_are_those_of_one(runs, estimator):
+    (found, logged), (expected, wanted) = (
+        (
+            torch.load(folder / f"rewards-{estimator}.pt"),
+            json.loads((folder / f"rewards-{estimator}.json").read_text()),
+        )
+        for folder in runs
+    )
+    for name in ("reward", "reward_std", "completions/mean_length", "num_tokens", "loss", "grad_norm"):
+        assert logged[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
+    assert wanted["reward_std"] > 0 and wanted["completions/mean_length"] < 6
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 

@@ -125,7 +125,7 @@ def test_what_follows_the_end_stays_on_the_canvas(make_grpo) -> None:
         max_completion_length=12,
     )
     # an end of text is likely, so that answers have different lengths
-    trainer.model.lm_head.weight.data[EOS] *= 12
+    trainer.model.lm_head.weight.data[EOS] *= 60
     inputs = roll_out(trainer)
     lengths = inputs["completion_mask"].sum(dim=1)
     assert inputs["completion_ids"].shape == (4, 12) and len(lengths.unique()) > 1
@@ -324,13 +324,15 @@ def test_conversations_and_columns_reach_the_reward(make_grpo, prompts) -> None:
     assert answer == [prompts["answer"][prompts["prompt"].index(prompt[0]["content"])]] * 4
 
 
-def test_truncated_answers_can_be_left_out(make_grpo) -> None:
-    trainer = make_grpo(mask_truncated_completions=True, estimator="trajectory", loss_type="dapo", max_steps=1)
+@pytest.mark.parametrize("estimator", ["elbo", "left_to_right", "trajectory"])
+def test_truncated_answers_can_be_left_out(make_grpo, estimator) -> None:
+    trainer = make_grpo(mask_truncated_completions=True, estimator=estimator, loss_type="dapo", max_steps=1)
     trainer.model.lm_head.weight.data[EOS] = 0
     inputs = roll_out(trainer)
-    kept = (inputs["completion_ids"] == EOS).any(dim=1)
-    assert torch.equal(inputs["completion_mask"].any(dim=1), kept) and not kept.all()
-    assert loss_of(trainer, inputs).isfinite()
+    assert not (inputs["completion_ids"] == EOS).any() and not inputs["completion_mask"].any()
+    # there is nothing to learn from
+    loss_of(trainer, inputs).backward()
+    assert all(not parameter.grad.any() for parameter in trainer.model.parameters())
 
 
 def test_arguments_of_trl_are_taken(make_grpo, make_args) -> None:
@@ -368,6 +370,8 @@ def test_what_a_trainer_cannot_use_is_refused(make_grpo, make_model, prompts, ti
     model.config.attention_dropout = 0.1
     with pytest.raises(ValueError, match="The model drops out with probability 0.1"):
         make_grpo(model)
+    with pytest.raises(ValueError, match="The model drops out with probability 0.2"):
+        make_grpo(peft_config=LoraConfig(lora_dropout=0.2), disable_dropout=False)
     model = make_model()
     model.generation_config.cfg_scale = 1.0
     with pytest.raises(ValueError, match="`cfg_scale=1.0` is not supported with `estimator='trajectory'`"):

@@ -5,9 +5,9 @@ import inspect
 import pytest
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOTrainer, SFTConfig, SFTTrainer
 
-from llada import LLaDAPreTrainer, LLaDASFTConfig, LLaDASFTTrainer
+from llada import LLaDAGRPOTrainer, LLaDAPreTrainer, LLaDASFTConfig, LLaDASFTTrainer
 from llada.trainers.diffusion_trainer import DiffusionTrainerMixin
 from llada.trainers.masked_objective import MaskedDiffusionTrainerMixin
 from llada.trainers.resumption import ResumableTrainerMixin
@@ -64,6 +64,23 @@ def test_signatures_are_those_of_the_base(base, name):
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values()):
         return
     assert list(own) == expected
+
+
+def test_rollouts_are_hooked_in_where_the_base_has_hooks():
+    overridden = _overridden(LLaDAGRPOTrainer, GRPOTrainer) - {"_tag_names"}
+    assert overridden == {
+        "_compute_loss",
+        "_generate_and_score_completions",
+        "_generate_single_turn",
+        "_get_per_token_logps_and_entropies",
+        "_get_train_sampler",
+        "_init_training_state",
+        "_save_rng_state",
+        "compute_loss",
+    }
+    for name in overridden - {"_get_per_token_logps_and_entropies", "_init_training_state"}:
+        own, base = (inspect.signature(getattr(part, name)) for part in (LLaDAGRPOTrainer, GRPOTrainer))
+        assert list(own.parameters) == list(base.parameters), name
 
 
 # transformers reads the config.json of a checkpoint without knowing its class
