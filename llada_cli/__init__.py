@@ -28,6 +28,7 @@ COMMANDS = (
     "eval",
     "export",
     "generate",
+    "grpo",
     "infill",
     "lm-eval",
     "merge",
@@ -38,7 +39,7 @@ COMMANDS = (
     "twin",
 )
 # their options are those of dataclasses or of another program, and the command reads them itself
-_WITH_PARSER = ("distill", "dpo", "lm-eval", "pretrain", "sft")
+_WITH_PARSER = ("distill", "dpo", "grpo", "lm-eval", "pretrain", "sft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,15 +46,28 @@ or in Python, {python}:
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", default="llada-demo", help="where to save LLaDA (default: llada-demo)")
+    parser.add_argument(
+        "--task",
+        choices=["facts", "digits"],
+        default="facts",
+        help="facts: the reversal curse; digits: a model for `llada grpo` and `llada dpo` (default: facts)",
+    )
+    parser.add_argument("--output-dir", help="where to save LLaDA (default: llada-demo, or llada-digits)")
     parser.add_argument("--num-facts", type=int, default=120, help="number of facts (default: 120)")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of LLaDA (default: 1000)")
+    parser.add_argument("--steps", type=int, help="training steps of LLaDA (default: 1000, or 600)")
     parser.add_argument("--causal-steps", type=int, default=250, help="of the causal model (default: 250)")
     parser.add_argument("--seed", type=int, default=0, help="seed of facts, weights and masks (default: 0)")
     parser.add_argument("--delay", type=float, default=0.5, help="seconds that every step is shown (default: 0.5)")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.task == "digits":
+        from .digits_demo import run_digits
+
+        args.output_dir, args.steps = args.output_dir or "llada-digits", args.steps or 600
+        run_digits(args, how_to_call()[0])
+        return
+    args.output_dir, args.steps = args.output_dir or "llada-demo", args.steps or 1000
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging

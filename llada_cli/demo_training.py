@@ -68,7 +68,7 @@ def train_llada(
     tokenizer = build_reversal_tokenizer() if tokenizer is None else tokenizer
     answer_length = longest_answer(tokenizer, facts)
     set_seed(seed)
-    model = LLaDAModelLM(_build_config(tokenizer))
+    model = LLaDAModelLM(build_config(tokenizer))
     config = LLaDASFTConfig(
         output_dir=output_dir if checkpoints is None else str(checkpoints),
         max_steps=steps,
@@ -134,7 +134,7 @@ def train_causal_twin(
 
     tokenizer = build_reversal_tokenizer() if tokenizer is None else tokenizer
     set_seed(seed)
-    twin = build_causal_twin(_build_config(tokenizer))
+    twin = build_causal_twin(build_config(tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         output_dir = folder if checkpoints is None else str(checkpoints)
         config = SFTConfig(output_dir=output_dir, max_steps=steps, seed=seed, **_training(steps, checkpoints))
@@ -149,7 +149,8 @@ def _training(steps: int, checkpoints: Path | None) -> dict[str, Any]:
     return TRAINING | {"save_strategy": "steps", "save_steps": max(1, steps // 10), "save_total_limit": 1}
 
 
-def _build_config(tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig:
+def build_config(tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig:
+    """The configuration of the demo's models for the tokens of a tokenizer."""
     return LLaDAConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
@@ -182,4 +183,4 @@ def _train(
     model.eval()
 
 
-__all__ = ["SIZES", "TRAINING", "train_causal_twin", "train_llada"]
+__all__ = ["SIZES", "TRAINING", "build_config", "train_causal_twin", "train_llada"]

@@ -128,7 +128,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     package = {name for name in names if not name.startswith(f"llada_hf-{llada.__version__}.dist-info/")}
     configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "llada_cli").rglob("*.yaml")}
     tasks = {f"llada/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "evaluation").rglob("*.yaml")}
-    assert len(configs) == 3 and len(tasks) == 4 + 6
+    assert len(configs) == 3 + 4 and len(tasks) == 4 + 6
     page = "llada/generation/views/replay_page.html"
     assert package == {*modules_in_checkout(), *configs, *tasks, page, "llada/py.typed", "llada_cli/py.typed"}
     assert f"llada_hf-{llada.__version__}.dist-info/licenses/LICENSE" in names
