@@ -77,7 +77,7 @@ class Conversation:
         asked = {"role": "user", "content": question}
         inputs = chat_inputs(self.tokenizer, [*self.messages, asked])
         output = sample(self.model.generate, inputs, self.tokenizer, self.settings | _TRACED, self.args)
-        self.trace = output.trace[0]
+        self.trace = next(iter(output.trace or ()), None)
         answer, *_ = show(output.sequences[:, inputs["input_ids"].shape[1] :], self.tokenizer, self.settings)
         self.turns += [asked, {"role": "assistant", "content": answer}]
 
@@ -137,7 +137,7 @@ class Conversation:
         # the text before the first gap belongs to what is shown
         settings.pop("streamer", None)
         output = sample(self.model.infill, inputs, self.tokenizer, settings, self.args)
-        self.trace = output.trace[0]
+        self.trace = next(iter(output.trace or ()), None)
         show(output.sequences, self.tokenizer, settings)
 
     def _trace(self, file: str) -> None:

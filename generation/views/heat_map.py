@@ -33,6 +33,7 @@ def heat_map(story: Story) -> "Figure":
         ImportError: If matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     cells = written_cells(story)
     values, written = confidence_table(story)
@@ -44,7 +45,7 @@ def heat_map(story: Story) -> "Figure":
     image = axes.imshow(values, aspect="auto", interpolation="nearest", vmin=0, vmax=1, cmap="viridis", extent=rows)
     steps, positions = written.nonzero()
     axes.scatter(positions, steps + 1, marker="s", s=6, color="black", linewidths=0)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("position")
     axes.set_ylabel("step")
     if len(cells) <= _MOST_LABELS:
