@@ -42,9 +42,15 @@ def test_both_steps_have_the_same_loss():
     labels[:, 0] = -100
     masked = torch.rand(2, 8) < 0.5
     given = {"input_ids": labels.clamp(min=0).masked_fill(masked, 1), "labels": labels, "logits_to_keep": masked}
-    ours, theirs = (one(**given, token_losses=True) for one in (model, full))
-    torch.testing.assert_close(ours.token_losses, theirs.token_losses)
+    weights = torch.rand(2, 8)
+    ours, theirs = (one(**given, token_losses=True, loss_weights=weights) for one in (model, full))
+    for name in ("loss", "token_losses"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
     assert torch.equal(ours.correct, theirs.correct)
+    for output in (ours, theirs):
+        output.loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, full.get_parameter(name).grad, rtol=0, atol=1e-6)
 
 
 def test_the_peak_is_that_of_the_allocator():
