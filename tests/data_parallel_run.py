@@ -215,7 +215,7 @@ def run_rewards(folder: Path, per_device_train_batch_size: int, accumulation: in
     for estimator, settings in REWARDED.items():
         model = make_trainer(folder, per_device_train_batch_size).model
         # some answers end early
-        model.lm_head.weight.data[TOKENS["eos_token_id"]] *= 80
+        model.lm_head.weight.data[TOKENS["eos_token_id"]] *= -240
         args = LLaDAGRPOConfig(
             **_settings(folder, per_device_train_batch_size),
             **settings,
@@ -230,7 +230,7 @@ def run_rewards(folder: Path, per_device_train_batch_size: int, accumulation: in
             args,
             train_dataset=Dataset.from_dict({"prompt": ["1+1=", "20+20="]}),
             processing_class=build_tiny_tokenizer(),
-            optimizers=(SGD(model.parameters(), lr=1.0), None),
+            optimizers=(SGD(model.parameters(), lr=0.1), None),
         )
         trainer.train()
         if trainer.accelerator.process_index == 0:
