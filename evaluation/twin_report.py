@@ -187,6 +187,7 @@ def _speed(speeds: Sequence[SpeedRow]) -> str:
             for row in here
             if row.kind == "diffusion"
             and row.judged - causal.judged <= 2 * (row.judged_error**2 + causal.judged_error**2) ** 0.5
+            and row.entropy >= 0.95 * causal.entropy
         ]
         if not equal:
             seen.append(f"- Batch {batch_size}: no number of steps is as good as the causal model to this judge.")
@@ -194,8 +195,8 @@ def _speed(speeds: Sequence[SpeedRow]) -> str:
         best = max(equal, key=lambda row: row.tokens_per_second)
         factor = best.tokens_per_second / causal.tokens_per_second
         seen.append(
-            f"- Batch {batch_size}: as good within two standard errors with {best.steps} passes, at {factor:.2f} "
-            f"times the speed of the causal model."
+            f"- Batch {batch_size}: as good within two standard errors, and as varied, with {best.steps} passes, at "
+            f"{factor:.2f} times the speed of the causal model."
         )
     about = (
         "Both continue the same held-out beginnings by draws at temperature 1, the causal model with its cache, the "

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from installed_wheel import ROOT
 
 from llada_cli import main
 from llada_cli.progress import LossBar
@@ -106,6 +110,29 @@ def test_speed_is_measured_beside_finished_runs(finished: Path, text: Path, monk
         rows = list(csv.DictReader(file))
     assert [row["batch_size"] for row in rows if row["kind"] == "causal"] == ["1", "8", "32"]
     assert "## Speed at equal quality" in (finished / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(text: Path, tmp_path: Path) -> None:
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        options = ["--data", str(text), "--output-dir", str(folder), *TINY, "--batch-size", str(4 // processes)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        run = subprocess.run(
+            [*command, "-m", "llada", "twin", "scaling", *options],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert run.returncode == 0, run.stderr[-4000:]
+        assert run.stdout.count("# Twins") == 1
+        causal, diffusion = read(folder, "causal-16x1"), read(folder, "diffusion-16x1")
+        assert diffusion["curve"][-1]["tokens"] == 4 * 4 * 16
+        curves.append([point["bits_per_byte"] for point in causal["curve"]])
+    # the masks of the other model are drawn by each process
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
