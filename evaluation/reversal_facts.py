@@ -182,7 +182,7 @@ def read_facts(path: str | os.PathLike) -> ReversalFacts | list[Fact] | list[Cou
     return facts
 
 
-def hold_out(facts: Sequence[Fact] | Sequence[Couplet], num_facts: int, seed: int = 0) -> ReversalFacts:
+def hold_out(facts: Sequence[Fact | Couplet], num_facts: int, seed: int = 0) -> ReversalFacts:
     """
     Draws some of the facts that a file holds, and holds a quarter of them out.
 
@@ -197,7 +197,7 @@ def hold_out(facts: Sequence[Fact] | Sequence[Couplet], num_facts: int, seed: in
     Raises:
         ValueError: If there are less than four.
     """
-    drawn = random.Random(seed).sample(list(facts), min(num_facts, len(facts)))
+    drawn = random.Random(seed).sample([*facts], min(num_facts, len(facts)))
     num_held_out = len(drawn) // 4
     if not num_held_out:
         raise ValueError(f"Of {len(drawn)} facts a quarter cannot be held out; write 4 at least.")
@@ -250,7 +250,7 @@ def build_reversal_tokenizer(facts: ReversalFacts | None = None) -> PreTrainedTo
         words = ["Who", "is", *FIRST_NAMES, *LAST_NAMES, *ADJECTIVES, *TRADES, *towns]
         return build_word_tokenizer(words, MAX_LENGTH)
     texts = [row["prompt"] + row["completion"] for row in facts.training_rows()]
-    words = dict.fromkeys(word for text in texts for word in find_words(text))
+    words = [word for text in texts for word in find_words(text)]
     # start, a question, the line feed after it, an answer and its end
     longest = max(len(find_words(text)) for text in texts) + 3
     return build_word_tokenizer(words, max(MAX_LENGTH, longest))

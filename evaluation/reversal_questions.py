@@ -44,7 +44,7 @@ class Asked:
 def ask(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact] | Sequence[Couplet],
+    facts: Sequence[Fact | Couplet],
     name: str,
     direction: str,
     numbers: Iterable[int] | None = None,

@@ -1,7 +1,7 @@
 """Small charts as SVG, without another package: lines over an axis, and bars."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -85,7 +85,7 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], lo
 
 
 def bar_chart(
-    title: str, y_label: str, groups: Sequence[str], bars: dict[str, Sequence[tuple[float, float] | None]]
+    title: str, y_label: str, groups: Sequence[str], bars: Mapping[str, Sequence[tuple[float, float] | None]]
 ) -> str:
     """
     A chart of bars with what they may be off by.

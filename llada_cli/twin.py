@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = ("scaling", "repetition", "fixed-ratio", "weighting")
 # as narrow as a ratio of 15 % can be drawn, and the mean over masked tokens, as in BERT
-_UNWEIGHTED = {"loss_weighting": "uniform", "loss_normalization": "masked"}
-_FIXED = {"min_mask_ratio": 0.1499, "max_mask_ratio": 0.1501, **_UNWEIGHTED}
+_UNWEIGHTED: dict[str, Any] = {"loss_weighting": "uniform", "loss_normalization": "masked"}
+_FIXED: dict[str, Any] = {"min_mask_ratio": 0.1499, "max_mask_ratio": 0.1501, **_UNWEIGHTED}
 # one for each row of the largest batch
 _NUM_PROMPTS = 32
 
@@ -97,9 +97,9 @@ def run(args: argparse.Namespace) -> None:
     state = PartialState()
     if state.is_main_process:
         kept = {"experiments", "iso_time", "output_dir", "command", "rest", "traceback"}
-        settings = {name: value for name, value in vars(args).items() if name not in kept}
-        settings |= {"data": args.data and str(args.data.resolve()), "characters": sum(map(len, texts[0]))}
-        note_settings(args.output_dir, settings)
+        given = {name: value for name, value in vars(args).items() if name not in kept}
+        given |= {"data": args.data and str(args.data.resolve()), "characters": sum(map(len, texts[0]))}
+        note_settings(args.output_dir, given)
     state.wait_for_everyone()
     data = _prepare(args, *texts)
     settings = TwinSettings(
