@@ -20,7 +20,14 @@ _FIELDS = {"max_new_tokens": "max_completion_length"} | {
     name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 }
 # settings that change what is drawn, which the estimators by steps do not know of
-_CHANGES_DRAWS = ("cfg_scale", "guidance_scale", "suppress_eos", "credit_weight", "typical_p", "top_h")
+_CHANGES_DRAWS: tuple[str, ...] = (
+    "cfg_scale",
+    "guidance_scale",
+    "suppress_eos",
+    "credit_weight",
+    "typical_p",
+    "top_h",
+)
 _CHANGES_DRAWS += ("epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens")
 _CHANGES_DRAWS += ("min_new_tokens", "min_length", "sequence_bias", "rng_compat")
 

@@ -132,8 +132,9 @@ class LLaDAGRPOTrainer(DiffusionTrainerMixin, GRPOTrainer):
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if type(args) is GRPOConfig:
             # it has worked out one of the two, and would not take both
-            args = copy.copy(args)
-            args.generation_batch_size = None
+            derived: Any = copy.copy(args)
+            derived.generation_batch_size = None
+            args = derived
         args = as_arguments(args, LLaDAGRPOConfig, f"{Path(model_id).name or 'LLaDA'}-GRPO")
         refuse_virtual_tokens(peft_config, *getattr(model, "peft_config", {}).values())
         config, processing_class = read_model(model, model_id, args, processing_class)
