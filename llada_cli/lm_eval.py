@@ -5,9 +5,9 @@
   llada lm-eval ls tasks
 
 Model arguments are those of HFLM, the settings of `generate`, which go before what a task says, and `estimator`,
-`num_draws`, `check_greedy` and `seed`. `--help` lists the options of the harness; `--model` is `llada` if not given.
-The tasks llada_facts_forward, _reverse, _choice and _text ask a checkpoint of `llada demo`, without a network. On
-several devices: `accelerate launch -m llada lm-eval ...`. With `--use_cache FILE` what is interrupted goes on.
+`num_draws`, `check_greedy` and `seed`. `run --help` lists the options of the harness; `--model` is `llada` if not
+given. The tasks llada_facts_forward, _reverse, _choice and _text ask a checkpoint of `llada demo`, without a network.
+On several devices: `accelerate launch -m llada lm-eval ...`. With `--use_cache FILE` what is interrupted goes on.
 `llada eval` runs published settings and shows published figures beside what it measures.
 """
 
@@ -25,6 +25,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.rest in ([], ["-h"], ["--help"]):
+        print(f"usage: llada lm-eval [run | ls | validate] [OPTIONS]\n\n{__doc__}", end="")
+        raise SystemExit(0)
     harness = import_harness()
 
     from lm_eval._cli.harness import HarnessCLI
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
     setup_logging()
     cli = HarnessCLI()
-    given, sys.argv = sys.argv, ["llada lm-eval", *(args.rest or ["--help"])]
+    given, sys.argv = sys.argv, ["llada lm-eval", *args.rest]
     try:
         options = cli.parse_args()
     finally:

@@ -54,7 +54,10 @@ def test_what_is_typed_wrong(arguments, message, capsys) -> None:
 def test_without_options_there_is_help(capsys) -> None:
     with pytest.raises(SystemExit) as end:
         main(["lm-eval"])
-    assert end.value.code == 0 and "Language Model Evaluation Harness" in capsys.readouterr().out
+    assert end.value.code == 0 and "llada_facts_forward" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["lm-eval", "run", "--help"])
+    assert end.value.code == 0 and "--num_fewshot" in capsys.readouterr().out
 
 
 def test_a_missing_harness_is_named(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
