@@ -40,7 +40,8 @@ def draw_digits(number: int, seed: int = 0) -> list[dict[str, str]]:
     Returns:
         `list[dict[str, str]]`: The `prompt`, and the answer in every one of `ORDERS`.
     """
-    chance, rows = random.Random(seed), []
+    chance = random.Random(seed)
+    rows: list[dict[str, str]] = []
     while len(rows) < number:
         digits = chance.sample("0123456789", NUM_DIGITS)
         answers = {name: " ".join(order(digits)) for name, order in ORDERS.items()}

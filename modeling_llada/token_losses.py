@@ -101,7 +101,8 @@ class _CrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
         # a second backward pass finds another version of the probabilities, and says so
-        return _write_gradient(*ctx.saved_tensors, gradient), None
+        probabilities, targets = ctx.saved_tensors
+        return _write_gradient(probabilities, targets, gradient), None
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
