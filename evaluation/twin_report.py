@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .svg_charts import Line, line_chart
+from .charts import Line, line_chart, save_chart
 from .twin_scores import SHORT_ANSWER, SpeedRow
 
 
@@ -115,9 +115,8 @@ def _scaling(results: dict[str, dict[str, Any]], folder: Path) -> str:
                 else "the causal model does not reach what the bound of the diffusion model ends at."
             )
         )
-    (folder / "scaling.svg").write_text(
-        line_chart("Same text, same size", "training operations", _BITS, lines, log_x=True), encoding="utf-8"
-    )
+    chart = line_chart("Same text, same size", "training operations", _BITS, lines, log_x=True)
+    save_chart(chart, folder / "scaling.svg")
     return "\n".join([*rows, "", *seen, "", *short, "", "![bits per byte against operations](scaling.svg)"])
 
 
@@ -138,9 +137,8 @@ def _repetition(results: dict[str, dict[str, Any]], folder: Path) -> str:
         )
     first = results[names["causal"]]
     about = f"{first['num_rows']} rows, {first['epochs']:.0f} times."
-    (folder / "repetition.svg").write_text(
-        line_chart("The same few rows again", "passes over the text", _BITS, lines), encoding="utf-8"
-    )
+    chart = line_chart("The same few rows again", "passes over the text", _BITS, lines)
+    save_chart(chart, folder / "repetition.svg")
     return "\n".join([about, "", *seen, "", "![bits per byte against passes](repetition.svg)"])
 
 
@@ -161,9 +159,8 @@ def _objective(results: dict[str, dict[str, Any]], folder: Path) -> str:
         last = _last(results[name])
         lines.append(_line(results[name], labels[name].partition(",")[0], colour))
         rows.append(f"| {labels[name]} | {last:.3f} | {last - _last(base):+.3f} |")
-    (folder / "objective.svg").write_text(
-        line_chart("What is masked, and how it is weighted", "training operations", _BITS, lines), encoding="utf-8"
-    )
+    chart = line_chart("What is masked, and how it is weighted", "training operations", _BITS, lines)
+    save_chart(chart, folder / "objective.svg")
     about = f"Size {width}x{layers}, {steps} steps each, all judged by the bound of LLaDA: ratios from U(0, 1)."
     return "\n".join([about, "", *rows, "", "![bits per byte against operations](objective.svg)"])
 

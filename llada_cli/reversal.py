@@ -82,7 +82,11 @@ def run(args: argparse.Namespace) -> None:
             f"There is no file {str(args.data)!r}. Debian's package fortunes-zh has poems, in "
             "/usr/share/games/fortunes/tang300; the authors' pairs are data/poem_data.json of ML-GSAI/LLaDA."
         )
+    from llada.evaluation.charts import find_figure
+
     guard_logs()
+    # the page has a chart: better told now than in hours
+    find_figure()
     try:
         page = _ask_models(args) if args.models else _train_and_ask(args)
     except KeyboardInterrupt:
@@ -98,10 +102,10 @@ def _ask_models(args: argparse.Namespace) -> str:
 
     from tqdm import tqdm
 
+    from llada.evaluation.charts import bar_chart, save_chart
     from llada.evaluation.couplets import Couplet
     from llada.evaluation.reversal_facts import ReversalFacts, read_facts
     from llada.evaluation.reversal_questions import DIRECTIONS, Asked, ask, count_right, format_directions
-    from llada.evaluation.svg_charts import bar_chart
 
     found = read_facts(args.data)
     # about the others a model saw questions
@@ -144,7 +148,7 @@ def _ask_models(args: argparse.Namespace) -> str:
     asked = [item for item in asked if item.model in args.models]
     bars = {name: [count_right(asked, name, direction) for direction in DIRECTIONS] for name in args.models}
     chart = bar_chart("Asked in both directions", "right answers", ["forward", "reversed"], bars)
-    (args.output_dir / "reversal.svg").write_text(chart, encoding="utf-8")
+    save_chart(chart, args.output_dir / "reversal.svg")
     kind = "couplets" if couplets else "facts"
     caveats = f"{_ASKED}\n\n{_PUBLISHED}" if couplets else _ASKED_FACTS
     ends = ", no end of text is proposed by LLaDA" if couplets and not args.keep_end else ""
@@ -209,7 +213,7 @@ def _train_and_ask(args: argparse.Namespace) -> str:
     from llada.evaluation.couplets import Couplet
     from llada.evaluation.reversal_scores import COUPLET_ROWS, ROWS, evaluate_reversal, format_table, longest_answer
     from llada.evaluation.reversal_facts import build_reversal_tokenizer
-    from llada.evaluation.svg_charts import bar_chart
+    from llada.evaluation.charts import bar_chart, save_chart
 
     from .demo_training import train_causal_twin, train_llada
 
@@ -254,7 +258,7 @@ def _train_and_ask(args: argparse.Namespace) -> str:
         for name, shares in results.items()
     }
     chart = bar_chart("Read in one direction, asked in both", "right answers", [rows[kind][0] for kind in rows], bars)
-    (args.output_dir / "reversal.svg").write_text(chart, encoding="utf-8")
+    save_chart(chart, args.output_dir / "reversal.svg")
     example = facts.held_out[0]
     text = "invented facts" if args.data is None else f"`{args.data.name}`"
     caveats = _TRAINED.format(

@@ -89,9 +89,12 @@ def run(args: argparse.Namespace) -> None:
     from accelerate import PartialState
     from transformers.utils import logging
 
+    from llada.evaluation.charts import find_figure
     from llada.evaluation.twin_report import write_report
 
     guard_logs()
+    # the page has charts: better told now than in hours
+    find_figure()
     # of weights that are read and written
     logging.disable_progress_bar()
     state = PartialState()

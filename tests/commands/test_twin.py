@@ -163,3 +163,13 @@ def test_a_tenth_of_a_text_is_held_out(text: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A line.\n", encoding="utf-8")
     with pytest.raises(ValueError, match="name a longer text"):
         read_and_hold_out(tmp_path / "short.txt", "--data")
+
+
+def test_a_missing_chart_library_is_told_first(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for command in ("twin", "reversal"):
+        assert main([command, "--output-dir", str(tmp_path / command)]) == 1
+        assert "pip install 'llada-hf[eval]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
