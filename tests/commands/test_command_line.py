@@ -193,7 +193,7 @@ def test_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
             ["pretrain", "--model_name_or_path", DEMO, "--hidden_size", "8"],
             "`--hidden_size` describe a new model, and `--model_name_or_path` names one that exists",
         ),
-        (["sft", "--packing", "--bf16", "false"], "`packing=True` is not supported"),
+        (["sft", "--packing", "--bf16", "false"], "`packing=True` has nothing to pack where every row is filled"),
         (["sft", "--config", "no-such-file.yaml"], "no-such-file.yaml"),
         (["demo", "--num-facts", "2"], "llada demo: 2 facts with 0 of them held out"),
     ],

@@ -184,10 +184,11 @@ def test_lines_that_are_no_longer_needed_are_blank(demo, monkeypatch: pytest.Mon
     streamer.put(row([0]))
     long, short = (tokenizer.convert_tokens_to_ids([word] * 9) for word in ("goldsmith", "is"))
     streamer.put_draft(row(long))
-    assert [len(line.split()) for line in terminal.screen] == [2, 2, 2, 2, 1]
+    lines = len(terminal.screen)
+    assert lines >= 3 and " ".join(terminal.screen).split() == ["goldsmith"] * 9
     # a revision took all of it back
     streamer.put_draft(row(short))
-    assert [line.split() for line in terminal.screen] == [["is"] * 9, [], [], [], []]
+    assert [line.split() for line in terminal.screen] == [["is"] * 9, *[[]] * (lines - 1)]
     streamer.put(row(short))
     streamer.end()
     assert terminal.row == 1
