@@ -85,8 +85,8 @@ def bar_chart(
     width = 0.8 / len(bars)
     for row, (label, values) in enumerate(bars.items()):
         found = [(number, *bar) for number, bar in enumerate(values) if bar is not None]
-        places, heights, errors = zip(*found, strict=True) if found else ((), (), ())
-        places = [place + width * (row - (len(bars) - 1) / 2) for place in places]
+        groups_of, heights, errors = zip(*found, strict=True) if found else ((), (), ())
+        places = [place + width * (row - (len(bars) - 1) / 2) for place in groups_of]
         colour = COLOURS[row % len(COLOURS)]
         axes.bar(places, heights, 0.92 * width, yerr=errors or None, color=colour, ecolor="#333333", label=label)
     axes.set_xticks(range(len(groups)), groups)

@@ -58,8 +58,8 @@ def write_answers(args: argparse.Namespace) -> None:
         tqdm(total=len(asked), desc="answering", unit="row", disable=None if state.is_main_process else True) as bar,
     ):
         if state.is_main_process:
-            for index, error in failed.items():
-                parts.add(file, index, error)
+            for index, answer in failed.items():
+                parts.add(file, index, answer)
         try:
             for batch in _batches(asked, args.batch_size)[state.process_index :: state.num_processes]:
                 for index, answer in _answer(batch, model, tokenizer, settings, args):
