@@ -16,11 +16,30 @@ from .sampling import add_sampling_arguments, chat_inputs, load, read_text, samp
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(parser)
-    parser.add_argument("prompt", nargs="?", help="the text, - for standard input")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="rows to answer, as JSON lines, instead of a text")
+    prompt = parser.add_argument("prompt", help="the text, - for standard input")
+    parser.add_argument(
+        "--input",
+        action=_Prompts,
+        instead_of=prompt,
+        type=Path,
+        metavar="FILE",
+        help="rows to answer, as JSON lines, instead of a text",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the answers go")
     parser.add_argument("--batch-size", type=int, default=8, help="rows that are answered together (default: 8)")
     parser.add_argument("--chat", action="store_true", help="put the text into the chat template, as a question")
+
+
+class _Prompts(argparse.Action):
+    """A file of prompts. The argument that it stands for is then not asked for."""
+
+    def __init__(self, *args, instead_of: argparse.Action, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.instead_of = instead_of
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+        self.instead_of.required = False
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,8 +50,6 @@ def run(args: argparse.Namespace) -> None:
 
         write_answers(args)
         return
-    if args.prompt is None:
-        raise ValueError("What is to be continued? Write a text, - for standard input, or `--input` and `--output`.")
     prompt = read_text(args.prompt)
     model, tokenizer, settings = load(args)
     if args.chat:

@@ -111,7 +111,6 @@ def test_an_interrupted_run_goes_on(files, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "What is to be continued? Write a text, - for standard input, or `--input` and `--output`."),
         (["--input", "in.jsonl"], "Where do the answers go? Write `--output FILE`."),
         (["Who", "--input", "in.jsonl", "--output", "o"], "`--input` brings its own prompts; leave out 'Who'."),
         (["--input", "in.jsonl", "--output", "in.jsonl"], "`--output` would overwrite `--input`"),
