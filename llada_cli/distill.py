@@ -12,12 +12,11 @@ of masked diffusion last. `--config` names a YAML file with them, `--traceback` 
 """
 
 import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .training import add_parser, loading_options, parse, train
+from .training import add_parser, loading_options, parse, read_object, train
 from .training_data import load_datasets
 
 
@@ -36,18 +35,7 @@ class TeacherArguments:
     )
 
     def __post_init__(self) -> None:
-        given = self.generation_kwargs or {}
-        if isinstance(given, str):
-            try:
-                given = json.loads(given)
-            except json.JSONDecodeError:
-                pass
-        if not isinstance(given, dict):
-            raise ValueError(
-                f"`generation_kwargs={self.generation_kwargs!r}` is no JSON object. Write one, such as "
-                "'{\"max_new_tokens\": 256}'."
-            )
-        self.generation_kwargs = given
+        self.generation_kwargs = read_object("generation_kwargs", self.generation_kwargs, '{"max_new_tokens": 256}')
 
 
 def run(args: argparse.Namespace) -> None:

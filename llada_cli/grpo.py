@@ -12,14 +12,13 @@ came up. `--resume_from_checkpoint true` goes on from the newest complete checkp
 """
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from .training import add_parser, loading_options, parse, train
+from .training import add_parser, loading_options, parse, read_object, train
 from .training_data import load_datasets
 
 
@@ -50,18 +49,7 @@ class RewardArguments:
     )
 
     def __post_init__(self) -> None:
-        given = self.reasoning_gym_kwargs or {}
-        if isinstance(given, str):
-            try:
-                given = json.loads(given)
-            except json.JSONDecodeError:
-                pass
-        if not isinstance(given, dict):
-            raise ValueError(
-                f"`reasoning_gym_kwargs={self.reasoning_gym_kwargs!r}` is no JSON object. Write one, such as "
-                "'{\"size\": 1000}'."
-            )
-        self.reasoning_gym_kwargs = given
+        self.reasoning_gym_kwargs = read_object("reasoning_gym_kwargs", self.reasoning_gym_kwargs, '{"size": 1000}')
 
 
 def run(args: argparse.Namespace) -> None:

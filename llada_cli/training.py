@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -145,4 +146,30 @@ def tune(args: argparse.Namespace, description: str | None, config_class: Any, t
     train(trainer, script, mixture)
 
 
-__all__ = ["add_parser", "loading_options", "parse", "train", "tune"]
+def read_object(name: str, value: dict[str, Any] | str | None, example: str) -> dict[str, Any]:
+    """
+    An option that is a JSON object: on the command line its text, in a YAML file the object itself.
+
+    Args:
+        name (`str`): Name of the option.
+        value (`dict`, `str` or `None`): What was given.
+        example (`str`): One that may be written.
+
+    Returns:
+        `dict[str, Any]`: The object, empty if nothing was given.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    given: Any = value or {}
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError:
+            pass
+    if not isinstance(given, dict):
+        raise ValueError(f"`{name}={value!r}` is no JSON object. Write one, such as '{example}'.")
+    return given
+
+
+__all__ = ["add_parser", "loading_options", "parse", "read_object", "train", "tune"]
