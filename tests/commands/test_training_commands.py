@@ -14,6 +14,7 @@ from trl import ScriptArguments
 
 import llada_cli
 from llada_cli import main
+from llada_cli.training import read_object
 from llada_cli.training_data import load_datasets
 
 
@@ -257,3 +258,11 @@ def test_preferences_are_learnt(train, tmp_path: Path) -> None:
 def test_preferences_need_a_model(train, capsys: pytest.CaptureFixture) -> None:
     train("dpo", status=1)
     assert "What is trained? Write `--model_name_or_path`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["[1]", "{", '"text"', [1]])
+def test_an_option_that_is_no_object_is_refused(given) -> None:
+    with pytest.raises(ValueError, match=r"is no JSON object. Write one, such as '\{\"size\": 1000\}'"):
+        read_object("reasoning_gym_kwargs", given, '{"size": 1000}')
+    assert read_object("name", '{"a": [1]}', "{}") == read_object("name", {"a": [1]}, "{}") == {"a": [1]}
+    assert read_object("name", None, "{}") == {}
